@@ -1,0 +1,24 @@
+from snakemake.utils import min_version
+
+min_version("9.16")
+
+
+include: "rules/common.smk"
+include: "rules/corpus.smk"
+include: "rules/models.smk"
+include: "rules/activations.smk"
+include: "rules/saes.smk"
+include: "rules/features.smk"
+include: "rules/alignment.smk"
+include: "rules/circuits.smk"
+include: "rules/report.smk"
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        rules.all_report.input,

@@ -1,0 +1,32 @@
+# One folder in transformers' format for each model: trained here, or brought in.
+
+
+localrules:
+    all_models,
+
+
+rule all_models:
+    input:
+        expand("results/models/{model}", model=plan.models()),
+
+
+rule models:
+    input:
+        checkpoint_files,
+        tokens="results/corpus/tokens",
+        tokenizer="results/corpus/tokenizer",
+    output:
+        directory("results/models/{model}"),
+    log:
+        "logs/models/{model}.log",
+    benchmark:
+        "logs/models/{model}.tsv"
+    threads: study.models.threads
+    params:
+        settings=model_settings,
+        threads=study.models.threads,
+        code=code("models"),
+    shell:
+        "universality models make --name {wildcards.model} --settings {params.settings:q}"
+        " --tokens {input.tokens} --tokenizer {input.tokenizer} --checkpoint checkpoints/{wildcards.model}.pt"
+        " --out {output} --threads {params.threads} --log {log}"

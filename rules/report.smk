@@ -1,0 +1,39 @@
+# All measurements in one file of metrics, and one page with the figures.
+
+
+localrules:
+    all_report,
+
+
+rule all_report:
+    input:
+        "results/report",
+        "results/metrics.json",
+
+
+rule report:
+    input:
+        models=rules.all_models.input,
+        features=rules.all_features.input,
+        alignment=rules.all_alignment.input,
+        circuits=rules.all_circuits.input,
+    output:
+        page=directory("results/report"),
+        metrics="results/metrics.json",
+    log:
+        "logs/report/report.log",
+    benchmark:
+        "logs/report/report.tsv"
+    threads: study.report.threads
+    params:
+        inputs=lambda wildcards, input: [
+            f"--{kind} {path}"
+            for kind in ("models", "features", "alignment", "circuits")
+            for path in getattr(input, kind)
+        ],
+        settings=section(study.report),
+        threads=study.report.threads,
+        code=code("report", "src/universality/report/page.html.j2"),
+    shell:
+        "universality report build --settings {params.settings:q} {params.inputs}"
+        " --metrics {output.metrics} --out {output.page} --threads {params.threads} --log {log}"

@@ -1,0 +1,1 @@
+"""Which features and circuits do language models of different architectures share? From text to report."""

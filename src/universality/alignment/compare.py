@@ -1,0 +1,164 @@
+"""One comparison (A, B): MPPC both ways over all layers, with intervals; a table of features and a summary.
+
+The table has a row a feature: model, layer, feature, best_model, best_layer, best_feature, mppc, mppc_low, mppc_high,
+frequency (share of the evaluation tokens where it fires), dead. The summary has, for each direction and for both
+together, the mean MPPC of live features with its interval.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import scipy.sparse
+
+from universality.activations.cache import read_rows, read_site, sites_in
+from universality.alignment.bootstrap import (
+    DocumentSums,
+    dense_sums,
+    document_index,
+    percentile_interval,
+    resample_weights,
+    resampled_correlations,
+    sparse_sums,
+)
+from universality.alignment.mppc import (
+    Matches,
+    best_matches,
+    best_of_correlations,
+    best_over_layers,
+    dense_correlations,
+)
+from universality.alignment.settings import Statistics
+from universality.errors import StudyError
+from universality.features.codes import read_codes
+from universality.runtime import log, progress
+from universality.storage import write_json, write_table
+
+Layer: TypeAlias = scipy.sparse.csr_array | np.ndarray
+_CHUNK = 2048  # features whose per-document sums are held at a time
+
+
+class ModelSide(NamedTuple):
+    """One side: the model's name, the numbers of its compared layers, and what their features do [T, F] each."""
+
+    model: str
+    numbers: list[int]
+    layers: list[Layer]
+
+
+def read_feature_side(model: str, numbers: list[int], folders: list[Path]) -> ModelSide:
+    return ModelSide(model, numbers, [read_codes(folder).by_token for folder in folders])
+
+
+def read_neuron_side(model: str, numbers: list[int], shards: list[Path]) -> ModelSide:
+    """Neurons of each layer: the values of its cached inner sites, side by side."""
+    sites = [[s for s in sites_in(shards[0]) if s.split(".")[1] == str(n) and "resid" not in s] for n in numbers]
+    layers = [np.concatenate([read_site(shards, s).numpy() for s in layer], axis=1) for layer in sites]
+    return ModelSide(model, numbers, layers)
+
+
+def shuffled(side: ModelSide, seed: int) -> ModelSide:
+    """The side with its tokens in one random order, the same for all layers: what chance and selection alone give."""
+    order = np.random.default_rng(seed).permutation(side.layers[0].shape[0])
+    return side._replace(layers=[layer[order] for layer in side.layers])
+
+
+def compare(a: ModelSide, b: ModelSide, documents: np.ndarray, settings: Statistics) -> tuple[dict, dict]:
+    """(columns of the table, summary). `documents` [T] tells each token's document."""
+    for side in (a, b):
+        for layer in side.layers:
+            if layer.shape[0] != len(documents):
+                raise StudyError(
+                    f"{side.model}: codes of {layer.shape[0]} tokens, but {len(documents)} tokens were cached; "
+                    "remake its features"
+                )
+    index = document_index(documents)
+    weights = resample_weights(index.shape[0], settings.bootstrap_samples, settings.bootstrap_seed)
+    tables, summary, pooled = [], {}, []
+    for direction, x, y in (("a_to_b", a, b), ("b_to_a", b, a)):
+        table, resampled = _one_way(x, y, index, weights, settings.confidence)
+        tables.append(table)
+        pooled.append(resampled)
+        summary[direction] = _summary(x.model, y.model, table["mppc"], resampled, settings.confidence)
+    columns = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
+    both = _summary(a.model, b.model, columns["mppc"], np.concatenate(pooled, axis=1), settings.confidence)
+    return columns, {**summary, "both": both, "n_tokens": len(documents), "n_documents": index.shape[0]}
+
+
+def _one_way(x: ModelSide, y: ModelSide, index, weights: np.ndarray, confidence: float) -> tuple[dict, np.ndarray]:
+    tables, resampled = [], []
+    numbers = np.array([*y.numbers, -1], dtype=np.int32)  # place -1, of features without a match, stays -1
+    for layer, features in zip(x.numbers, progress(x.layers, f"{x.model} -> {y.model}, layers"), strict=True):
+        mppc, place, best_feature = best_over_layers([_match(features, other) for other in y.layers])
+        r = _resample(features, y.layers, place, best_feature, index, weights)
+        low, high = percentile_interval(r, confidence)
+        n = len(mppc)
+        tables.append(
+            {
+                "model": np.full(n, x.model),
+                "layer": np.full(n, layer, dtype=np.int32),
+                "feature": np.arange(n, dtype=np.int32),
+                "best_model": np.full(n, y.model),
+                "best_layer": numbers[place],
+                "best_feature": best_feature,
+                "mppc": mppc,
+                "mppc_low": low,
+                "mppc_high": high,
+                "frequency": np.asarray((features != 0).sum(axis=0)).ravel() / features.shape[0],
+                "dead": np.isnan(mppc),
+            }
+        )
+        resampled.append(r)
+    return {k: np.concatenate([t[k] for t in tables]) for k in tables[0]}, np.concatenate(resampled, axis=1)
+
+
+def _match(x: Layer, y: Layer) -> Matches:
+    if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+        return best_of_correlations(dense_correlations(x, y))
+    return best_matches(x, y)
+
+
+def _resample(x: Layer, others: list[Layer], place, best_feature, index, weights) -> np.ndarray:
+    """Correlation of each live feature of x with its partner in every resample [R, F]; NaN for dead ones."""
+    sums: Callable[..., DocumentSums] = dense_sums if isinstance(x, np.ndarray) else sparse_sums
+    x_columns = x if isinstance(x, np.ndarray) else x.tocsc()
+    r = np.full((len(weights), x.shape[1]), np.nan)
+    for number, other in enumerate(others):
+        other_columns = other if isinstance(other, np.ndarray) else other.tocsc()
+        matched = np.flatnonzero(place == number)
+        for start in range(0, len(matched), _CHUNK):
+            part = matched[start : start + _CHUNK]
+            pairs = sums(index, x_columns[:, part], other_columns[:, best_feature[part]])
+            r[:, part] = resampled_correlations(pairs, weights)
+    return r
+
+
+def _summary(model: str, other: str, mppc: np.ndarray, resampled: np.ndarray, confidence: float) -> dict:
+    alive = ~np.isnan(mppc)
+    if not alive.any():
+        raise StudyError(f"alignment of {model} with {other}: every feature is dead on the evaluation tokens")
+    means = np.nanmean(resampled[:, alive], axis=1)
+    low, high = percentile_interval(means[:, None], confidence)
+    return {
+        "model": model,
+        "best_model": other,
+        "mean": float(mppc[alive].mean()),
+        "low": float(low[0]),
+        "high": float(high[0]),
+        "median": float(np.median(mppc[alive])),
+        "features": len(mppc),
+        "dead": int((~alive).sum()),
+    }
+
+
+def write_comparison(
+    setting: str, a: ModelSide, b: ModelSide, shards: list[Path], settings: Statistics, table: Path, summary: Path
+) -> None:
+    if setting == "shuffled":
+        b = shuffled(b, settings.shuffle_seed)
+    columns, means = compare(a, b, read_rows(shards).documents, settings)
+    both = means["both"]
+    log.info("%s: mean MPPC %.4f [%.4f, %.4f]", setting, both["mean"], both["low"], both["high"])
+    write_table(table, columns)
+    write_json(summary, {"setting": setting, "confidence": settings.confidence, **means})

@@ -1,0 +1,36 @@
+"""The off-by-one profile of Mamba: at which position after B is B written into the state that the last position reads?
+
+For each layer and offset d, the write of position (B + d) into the last state is exchanged for the corrupted run's,
+with each run's own decays from the same position on; everything after it recomputes.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from universality.circuits.induction import InductionTask, measure
+from universality.models.families.mamba import writes_into_last_state
+from universality.models.language_model import LanguageModel
+
+OFFSETS = (-1, 0, 1, 2, 3, 4)
+
+
+def profile(model: LanguageModel, task: InductionTask, corruption: str) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """(layer, offset, patched minus clean metrics [S, metrics]) for every layer and offset."""
+    sites = [f"mamba.{layer}.{kind}" for layer in range(model.n_layers) for kind in ("ssm_in", "delta", "B")]
+    clean = model.run(task.clean, capture=sites)
+    corrupted = model.run(task.corrupted[corruption], capture=sites)
+    clean_metrics = measure(clean.logits, task)
+    for layer in range(model.n_layers):
+        A = -torch.exp(model.family.blocks(model.hf)[layer].mixer.A_log)
+        for offset in OFFSETS:
+            position = task.position_B + offset
+            before, after = (_write(run.captured, layer, A, position) for run in (clean, corrupted))
+            patched = model.run(task.clean, edits={f"mamba.{layer}.last_state": partial(torch.add, after - before)})
+            yield layer, offset, measure(patched.logits, task) - clean_metrics
+
+
+def _write(captured: dict[str, torch.Tensor], layer: int, A: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    u, delta, B = (captured[f"mamba.{layer}.{kind}"] for kind in ("ssm_in", "delta", "B"))
+    return writes_into_last_state(u, delta, A, B, position)

@@ -1,0 +1,130 @@
+"""Path patching (Wang et al. 2022, arXiv 2211.00593, section 3.1; Goldowsky-Dill et al. 2023, arXiv 2304.05969).
+
+To measure a path sender -> receiver -> logits on a clean and a corrupted sequence:
+
+1. Run both and keep the output of every mixing component (attention heads; Mamba's mixers).
+2. Run the clean sequence with the sender's output from the corrupted run and every other mixing component frozen at its
+   clean output. MLPs, which act on one position, are recomputed. If the receiver is the logits, measure them: done.
+3. Else take the receiver's input from that run, and run the clean sequence with that input and nothing frozen.
+
+Beside this direct path, `total` patches the sender alone and lets everything after it recompute.
+
+Senders are heads (attn.L.z, one head) for attention, and for Mamba the state that the last position reads
+(mamba.L.last_state), the state-space output at every position (mamba.L.y) and the whole mixer (mamba.L.out).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from universality.circuits.induction import InductionTask, measure
+from universality.models.language_model import LanguageModel
+from universality.models.taps import Edit
+
+
+class Component(NamedTuple):
+    """A site, or one head of it."""
+
+    site: str
+    head: int | None = None
+
+    @property
+    def layer(self) -> int:
+        return int(self.site.split(".")[1])
+
+    @property
+    def name(self) -> str:
+        kind = self.site.split(".")[2]
+        return f"L{self.layer}H{self.head}" if self.head is not None else f"L{self.layer} {kind}"
+
+
+def senders(model: LanguageModel) -> list[Component]:
+    if model.family.name == "mamba":
+        return [
+            Component(f"mamba.{layer}.{kind}") for kind in ("last_state", "y", "out") for layer in range(model.n_layers)
+        ]
+    n_heads = model.sites["attn.0.z"][0]
+    return [Component(f"attn.{layer}.z", head) for layer in range(model.n_layers) for head in range(n_heads)]
+
+
+def mixing_sites(model: LanguageModel) -> list[str]:
+    """The sites that are frozen on a direct path: all through which one position reaches another."""
+    site = "mamba.{}.out" if model.family.name == "mamba" else "attn.{}.z"
+    return [site.format(layer) for layer in range(model.n_layers)]
+
+
+def receiver_input(component: Component) -> Component:
+    """Where a receiver takes in what senders wrote: a head's projections, a mixer's convolution input."""
+    if component.head is None:
+        return Component(f"mamba.{component.layer}.conv_in")
+    return Component(f"attn.{component.layer}.qkv", component.head)
+
+
+def replace(component: Component, value: torch.Tensor) -> Edit:
+    """An edit that puts `value`, of the whole site, in; of one head only if the component is a head."""
+    if component.head is None:
+        return lambda current: value
+
+    def edit(current: torch.Tensor) -> torch.Tensor:
+        current = current.clone()
+        current[:, :, component.head] = value[:, :, component.head]
+        return current
+
+    return edit
+
+
+class Effect(NamedTuple):
+    """Patched minus clean metrics of one path, for each sequence of a batch [S, metrics]."""
+
+    sender: Component
+    receiver: Component | None
+    path: str
+    values: torch.Tensor
+
+
+class PatchingBatch:
+    """One batch of the task with one corruption: clean and corrupted values, and patched runs over them."""
+
+    def __init__(self, model: LanguageModel, task: InductionTask, corruption: str):
+        self.model, self.task = model, task
+        self.components = senders(model)
+        self.frozen_sites = mixing_sites(model)
+        sites = {c.site for c in self.components} | set(self.frozen_sites)
+        clean = model.run(task.clean, capture=sites)
+        self.clean = clean.captured
+        self.clean_metrics = measure(clean.logits, task)
+        self.corrupted = model.run(task.corrupted[corruption], capture=sites).captured
+
+    def to_logits(self) -> Iterator[Effect]:
+        """Every sender's direct and total path to the logits."""
+        for sender in self.components:
+            total = self.model.run(self.task.clean, edits={sender.site: replace(sender, self.corrupted[sender.site])})
+            yield self._effect(sender, None, "total", total.logits)
+            direct = self.model.run(self.task.clean, edits=self._sender_alone(sender))
+            yield self._effect(sender, None, "direct", direct.logits)
+
+    def to_receiver(self, receiver: Component) -> Iterator[Effect]:
+        """Every sender of an earlier layer, through the receiver's input, to the logits."""
+        entry = receiver_input(receiver)
+        for sender in self.components:
+            if sender.layer >= receiver.layer:
+                continue
+            seen = self.model.run(self.task.clean, capture=[entry.site], edits=self._sender_alone(sender)).captured
+            run = self.model.run(self.task.clean, edits={entry.site: replace(entry, seen[entry.site])})
+            yield self._effect(sender, receiver, "direct", run.logits)
+
+    def _sender_alone(self, sender: Component) -> dict[str, Edit]:
+        """Everything that mixes positions frozen at its clean output, the sender at its corrupted one."""
+        edits = {site: replace(Component(site), self.clean[site]) for site in self.frozen_sites}
+        patch = replace(sender, self.corrupted[sender.site])
+        if sender.site in edits:
+            clean = self.clean[sender.site]
+            edits[sender.site] = lambda current: patch(clean)
+        else:  # inside a mixer: let that one mixer pass on what the sender changed
+            del edits[f"mamba.{sender.layer}.out"]
+            edits[sender.site] = patch
+        return edits
+
+    def _effect(self, sender: Component, receiver: Component | None, path: str, logits: torch.Tensor) -> Effect:
+        return Effect(sender, receiver, path, measure(logits, self.task) - self.clean_metrics)

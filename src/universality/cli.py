@@ -1,0 +1,48 @@
+"""The command line: `universality STAGE COMMAND`. Errors of the user's making are one line and a non-zero exit.
+
+Command modules import nothing heavy until a command runs, so that threads can be set first and --help is quick.
+"""
+
+import importlib
+import sys
+
+import typer
+
+from universality.errors import StudyError
+
+STAGES = ("corpus", "models", "activations", "saes", "features", "alignment", "circuits", "report", "study")
+
+app = typer.Typer(
+    help="Which features and circuits do language models of different architectures share?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for _stage in STAGES:
+    app.add_typer(importlib.import_module(f"universality.{_stage}.commands").app, name=_stage)
+
+
+def main() -> None:
+    try:
+        app()
+    except StudyError as error:
+        _fail(str(error))
+    except MemoryError:
+        _fail("out of memory; lower the batch sizes or the number of tokens in params.yaml")
+    except OSError as error:
+        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
+
+
+def _fail(message: str) -> None:
+    from universality.runtime import log
+
+    line = " ".join(f"error: {message}".split())
+    if log.handlers:
+        log.error(line)
+    else:
+        print(line, file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""A whole study's settings: params.yaml, checked before any job runs."""
+
+from pathlib import Path
+
+from pydantic import model_validator
+
+from universality.activations.settings import ActivationsSettings
+from universality.alignment.settings import AlignmentSettings
+from universality.circuits.settings import CircuitsSettings
+from universality.corpus.settings import CorpusSettings
+from universality.errors import StudyError
+from universality.features.settings import FeaturesSettings
+from universality.models.settings import ModelsSettings
+from universality.report.settings import ReportSettings
+from universality.saes.settings import SAEsSettings, TopKSettings
+from universality.settings import Settings, parse, read_yaml
+
+
+class Study(Settings):
+    """One section a stage."""
+
+    corpus: CorpusSettings
+    models: ModelsSettings
+    activations: ActivationsSettings
+    saes: SAEsSettings
+    features: FeaturesSettings
+    alignment: AlignmentSettings
+    circuits: CircuitsSettings
+    report: ReportSettings
+
+    @model_validator(mode="after")
+    def _sections_fit_each_other(self):
+        _check_comparisons(self)
+        for name, variant in self.saes.variants.items():
+            if isinstance(variant, TopKSettings) and variant.k > self.saes.training.d_sae:
+                raise ValueError(
+                    f"saes.variants.{name}.k: {variant.k} is more than saes.training.d_sae={self.saes.training.d_sae}"
+                )
+        if self.circuits.sequence_length > self.corpus.sequence_length:
+            raise ValueError(
+                f"circuits.sequence_length: {self.circuits.sequence_length} is more than "
+                f"corpus.sequence_length={self.corpus.sequence_length}"
+            )
+        return self
+
+
+def _check_comparisons(study: Study) -> None:
+    for name, comparison in study.alignment.comparisons.items():
+        for label, side in (("a", comparison.a), ("b", comparison.b)):
+            where = f"alignment.comparisons.{name}.{label}"
+            if side.model not in study.models.zoo:
+                raise ValueError(f"{where}.model: {side.model!r} is not in models.zoo: {', '.join(study.models.zoo)}")
+            if side.variant is not None and side.variant not in study.saes.variants:
+                known = ", ".join(study.saes.variants)
+                raise ValueError(f"{where}.variant: {side.variant!r} is not in saes.variants: {known}")
+
+
+def load_study(path: Path | str) -> Study:
+    """Raises StudyError: one line that names the key and what is allowed."""
+    return check_study(read_yaml(path), str(path))
+
+
+def check_study(value: object, where: str) -> Study:
+    if not isinstance(value, dict):
+        raise StudyError(f"{where}: a study is a mapping with the sections {', '.join(Study.model_fields)}")
+    return parse(Study, value, where)

@@ -1,0 +1,81 @@
+"""The one tokenizer that all models of a study share, and its identity.
+
+A tokenizer is a folder in transformers' format. Its identity is a hash of what decides how text becomes numbers: the
+vocabulary, the merges and the added tokens; file names, padding and truncation do not matter.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from universality.corpus.settings import PretrainedTokenizer, TrainedTokenizer
+from universality.errors import StudyError
+from universality.storage import read_table, replacing, write_json
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_bpe(texts, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE (Radford et al. 2019): any text encodes, nothing is lost. StudyError if texts are too few."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() < vocab_size:
+        raise StudyError(
+            f"corpus.tokenizer.vocab_size: {vocab_size} is more than the corpus supports: it has pieces for only "
+            f"{tokenizer.get_vocab_size()} tokens"
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
+    )
+
+
+def load_tokenizer(path: Path | str, revision: str | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer in a folder or of a hub model. StudyError where there is none or it lacks an end-of-text token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except Exception as error:  # the library raises many kinds, each with pages of text
+        reason = " ".join(str(error).split())[:160]
+        raise StudyError(f"{path}: no tokenizer can be loaded (no such folder, or no network?): {reason}") from None
+    if tokenizer.eos_token_id is None:
+        raise StudyError(f"{path}: its tokenizer has no end-of-text token, which marks where documents end")
+    return tokenizer
+
+
+def write_tokenizer(settings: TrainedTokenizer | PretrainedTokenizer, documents: Path, out: Path) -> None:
+    """Train or fetch the study's tokenizer; the folder's origin.json says in words where it is from."""
+    if isinstance(settings, TrainedTokenizer):
+        table = read_table(documents, ["split", "text"]).to_pydict()
+        texts = (text for text, split in zip(table["text"], table["split"], strict=True) if split == "train")
+        tokenizer, origin = train_bpe(texts, settings.vocab_size), "the models trained here on the corpus"
+    else:
+        tokenizer, origin = load_tokenizer(settings.name, settings.revision), settings.name
+    with replacing(out) as folder:
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "origin.json", {"origin": origin, "identity": identity(tokenizer)})
+
+
+def identity(tokenizer: PreTrainedTokenizerFast) -> str:
+    """16 hexadecimal digits that two tokenizers share exactly when they have the same tokens and the same merges."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    merges = [m if isinstance(m, str) else " ".join(m) for m in state["model"].get("merges", [])]
+    content = [sorted(tokenizer.get_vocab().items()), merges]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def unigram_distribution(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Share of each token id [vocab_size] in `tokens`, float64."""
+    counts = np.bincount(tokens.reshape(-1), minlength=vocab_size).astype(np.float64)
+    return counts / counts.sum()

@@ -1,0 +1,37 @@
+"""`universality features`: sparse codes of the evaluation tokens."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from universality.commands import Log, Out, Settings, Threads, example, stage
+from universality.features.settings import FeaturesSettings
+from universality.runtime import configure, deterministic_torch
+from universality.settings import parse_argument
+
+app = stage("Encode the evaluation tokens with an SAE.")
+
+
+@app.command(
+    epilog=example(
+        "features encode --activations activations/neox/evaluation/shard_0 --site resid_post.0 "
+        "--sae saes/neox/topk/seed_0/layer_0 --settings features.yaml --out features/neox/topk/seed_0/layer_0"
+    )
+)
+def encode(
+    activations: Annotated[list[Path], typer.Option(help="A shard of evaluation activations; repeat for more.")],
+    site: Annotated[str, typer.Option(help="The site to read, such as resid_post.0.")],
+    sae: Annotated[Path, typer.Option(help="SAE folder.")],
+    settings: Settings,
+    out: Out,
+    threads: Threads = 1,
+    log: Log = None,
+) -> None:
+    """Write the sparse codes, and how well the SAE does on held-out documents."""
+    configure(threads, log)
+    parsed = parse_argument(FeaturesSettings, settings)
+    deterministic_torch(threads)
+    from universality.features.codes import encode_site
+
+    encode_site(activations, site, sae, parsed, out)

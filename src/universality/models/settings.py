@@ -1,0 +1,93 @@
+"""Settings of the models stage."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from universality.settings import Fraction, Name, Positive, Seed, Settings
+
+
+class _Model(Settings):
+    family: Literal["gpt_neox", "mamba"]
+    n_layers: Positive
+    """For loaded models checked against their config; named so that the workflow is known before anything is loaded."""
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    """The layers whose residual stream is compared; all if left out."""
+
+    @model_validator(mode="after")
+    def _layers_in_range(self):
+        beyond = [layer for layer in self.layers or () if layer >= self.n_layers]
+        if beyond:
+            raise ValueError(
+                f"layer {beyond[0]} is out of range: n_layers={self.n_layers} has 0 to {self.n_layers - 1}"
+            )
+        return self
+
+    @property
+    def compared_layers(self) -> list[int]:
+        return sorted(set(self.layers)) if self.layers is not None else list(range(self.n_layers))
+
+
+class TrainedModel(_Model):
+    """A small model trained here on the study's corpus."""
+
+    source: Literal["train"] = "train"
+    seed: Seed
+    """Draws the initial weights and every batch."""
+    d_model: Positive
+    n_heads: Positive = 4
+    """Attention heads (gpt_neox)."""
+    d_state: Positive = 16
+    """State size N (mamba)."""
+    steps: Positive
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self):
+        if self.d_model % (2 * self.n_heads):
+            raise ValueError(f"d_model={self.d_model} must be a multiple of 2 * n_heads={2 * self.n_heads}")
+        return self
+
+
+class FolderModel(_Model):
+    """A local folder: transformers' format, or state-spaces' own for Mamba."""
+
+    source: Literal["folder"] = "folder"
+    path: str
+
+
+class HubModel(_Model):
+    """A model of the Hugging Face hub, or of its local cache."""
+
+    source: Literal["hub"] = "hub"
+    name: str
+    revision: str = "main"
+
+
+AnyModel = Annotated[TrainedModel | FolderModel | HubModel, Field(discriminator="source")]
+
+
+class TrainingSettings(Settings):
+    """What all models trained here share."""
+
+    repeat_fraction: Annotated[float, Field(ge=0, lt=1)]
+    """Share of each batch that repeats random segments, from which induction is learned; the rest is text."""
+    uniform_fraction: Annotated[float, Field(ge=0, le=1)]
+    """Share of the repeated segments whose tokens are uniform; the others' follow the corpus's own frequencies."""
+    min_segment: Annotated[int, Field(ge=2)]
+    min_induction_gain: Annotated[float, Field(ge=0)]
+    """Nats by which repetition must raise the right token's mean log-probability; training that ends below it fails."""
+    warmup_fraction: Fraction
+    decay_fraction: Fraction
+    weight_decay: Annotated[float, Field(ge=0)]
+    evaluation_sequences: Positive
+    """Sequences that each point of the training curves is measured on."""
+    checkpoint_steps: Positive
+    """Steps between checkpoints, from which an interrupted training goes on, and between points of the curves."""
+
+
+class ModelsSettings(Settings):
+    threads: Positive
+    training: TrainingSettings
+    zoo: Annotated[dict[Name, AnyModel], Field(min_length=1)]

@@ -1,0 +1,62 @@
+"""What a study asks the workflow to make: every result path and what each needs, from the settings alone."""
+
+from typing import NamedTuple
+
+from universality.alignment.settings import Comparison, Side
+from universality.config import Study
+
+
+class FeatureSet(NamedTuple):
+    """One SAE's features: an SAE variant trained with one seed on one layer of one model."""
+
+    model: str
+    variant: str
+    seed: int
+    layer: int
+
+    @property
+    def path(self) -> str:
+        """Its place below results/saes and results/features."""
+        return f"{self.model}/{self.variant}/seed_{self.seed}/layer_{self.layer}"
+
+
+class Plan:
+    """Paths are relative to the study's folder."""
+
+    def __init__(self, study: Study):
+        self.study = study
+
+    def layers(self, model: str) -> list[int]:
+        return self.study.models.zoo[model].compared_layers
+
+    def models(self) -> list[str]:
+        return list(self.study.models.zoo)
+
+    def shards(self, model: str, split: str) -> list[str]:
+        n_shards = self.study.activations.n_shards(split)
+        return [f"results/activations/{model}/{split}/shard_{shard}" for shard in range(n_shards)]
+
+    def feature_sets(self) -> list[FeatureSet]:
+        """The SAEs that the comparisons ask for, each once."""
+        sides = [side for c in self._comparisons() if c.setting != "neurons" for side in (c.a, c.b)]
+        return sorted({features for side in sides for features in self.side(side)})
+
+    def side(self, side: Side) -> list[FeatureSet]:
+        """The side's feature sets, in the order of its layers; none where neurons are compared."""
+        if side.variant is None or side.seed is None:
+            return []
+        return [FeatureSet(side.model, side.variant, side.seed, layer) for layer in self.layers(side.model)]
+
+    def models_with_features(self) -> list[str]:
+        """Models whose train activations some SAE needs."""
+        return sorted({features.model for features in self.feature_sets()})
+
+    def compared_models(self) -> list[str]:
+        """Models that some comparison looks at, so that their evaluation activations are needed."""
+        return sorted({side.model for c in self._comparisons() for side in (c.a, c.b)})
+
+    def mamba_models(self) -> list[str]:
+        return [name for name, model in self.study.models.zoo.items() if model.family == "mamba"]
+
+    def _comparisons(self) -> list[Comparison]:
+        return list(self.study.alignment.comparisons.values())

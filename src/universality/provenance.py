@@ -1,0 +1,58 @@
+"""Which source files a stage's results depend on: the closure of its command module under import.
+
+Snakemake gets one hash over these files as a parameter of the stage's rules, DVC the files themselves as dependencies,
+so an edited module reruns exactly the stages that use it, whatever git does to modification times.
+"""
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+PACKAGE = "universality"
+LOCK = "requirements.lock"  # the pinned libraries are part of what makes a result
+
+
+@cache
+def source_files(source: Path, module: str) -> tuple[Path, ...]:
+    """Files under `source` (the folder that holds the package) that `module` imports, directly or not, sorted.
+
+    Imports inside functions count; a module's packages count too, since importing it runs them.
+    """
+    seen: set[Path] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        parts = name.split(".")
+        for end in range(1, len(parts) + 1):
+            path = _file(source, parts[:end])
+            if path is not None and path not in seen:
+                seen.add(path)
+                waiting += _imports(path)
+    return tuple(sorted(seen))
+
+
+def code_hash(root: Path, module: str, extra: tuple[str, ...] = ()) -> str:
+    """16 hexadecimal digits over names and contents of the module's source files, `extra` files and the lock file."""
+    digest = hashlib.sha256()
+    for path in (*source_files(root / "src", module), *(root / name for name in (*extra, LOCK))):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _file(source: Path, parts: list[str]) -> Path | None:
+    base = source.joinpath(*parts)
+    for path in (base / "__init__.py", base.with_suffix(".py")):
+        if path.is_file():
+            return path
+    return None
+
+
+def _imports(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name for name in names if name.split(".")[0] == PACKAGE]

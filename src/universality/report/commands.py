@@ -1,0 +1,39 @@
+"""`universality report`: metrics.json and the page."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from universality.commands import Log, Out, Settings, Threads, example, stage
+from universality.report.settings import ReportSettings
+from universality.runtime import configure
+from universality.settings import parse_argument
+
+app = stage("Gather the results.")
+
+
+@app.command(
+    epilog=example(
+        "report build --settings report.yaml --models models/neox --features features/neox/topk/seed_0/layer_0 "
+        "--alignment alignment/cross.parquet --circuits circuits/induction_neox.parquet --metrics metrics.json "
+        "--out report"
+    )
+)
+def build(
+    settings: Settings,
+    models: Annotated[list[Path], typer.Option(help="A model folder; repeat for more.")],
+    features: Annotated[list[Path], typer.Option(help="A folder of codes; repeat for more.")],
+    alignment: Annotated[list[Path], typer.Option(help="A comparison's table, its summary beside it; repeat.")],
+    circuits: Annotated[list[Path], typer.Option(help="A table of circuit effects; repeat for more.")],
+    metrics: Annotated[Path, typer.Option(help="Where metrics.json goes.")],
+    out: Out,
+    threads: Threads = 1,
+    log: Log = None,
+) -> None:
+    """Write metrics.json and a self-contained index.html with the figures."""
+    configure(threads, log)
+    parsed = parse_argument(ReportSettings, settings)
+    from universality.report.page import build_report
+
+    build_report(parsed, models, features, alignment, circuits, metrics, out)

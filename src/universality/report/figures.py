@@ -1,0 +1,176 @@
+"""The figures, each a function from results to an SVG text that is the same for the same results."""
+
+import io
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+from universality.report.results import Comparison, Results, depth_map
+
+STYLE = {
+    "svg.hashsalt": "universality",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+}
+SETTING_COLOURS = {
+    "cross_architecture": "#0b6e99",
+    "sae_seed": "#2a9d5c",
+    "model_seed": "#8ab17d",
+    "neurons": "#b08968",
+    "shuffled": "#9a9a9a",
+}
+
+
+def _svg(figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _colour(comparison: Comparison) -> str:
+    return SETTING_COLOURS[comparison.summary["setting"]]
+
+
+def mppc_distributions(results: Results) -> str:
+    """Share of features above each correlation, for every comparison; beside it the means with their intervals."""
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=[1.3, 1])
+        names = sorted(results.comparisons, key=lambda n: -results.comparisons[n].summary["both"]["mean"])
+        shades: dict[str, int] = {}
+        for place, name in enumerate(names):
+            comparison = results.comparisons[name]
+            values = np.sort(comparison.table.mppc.dropna())
+            setting = comparison.summary["setting"]
+            style = ("-", "--", ":", "-.")[shades.setdefault(setting, 0) % 4]
+            shades[setting] += 1
+            left.plot(values, 1 - np.arange(len(values)) / len(values), style, color=_colour(comparison), label=name)
+            both = comparison.summary["both"]
+            bar = np.maximum([[both["mean"] - both["low"]], [both["high"] - both["mean"]]], 0)
+            right.errorbar(both["mean"], place, xerr=bar, fmt="o", color=_colour(comparison), capsize=3)
+            right.annotate(
+                f"{both['mean']:.3f}", (both["mean"], place), (0, 7), textcoords="offset points", ha="center"
+            )
+        left.set(xlabel="max pairwise Pearson correlation", ylabel="share of features above", ylim=(0, 1))
+        left.legend(frameon=False, fontsize=8, loc="lower left")
+        right.set(yticks=range(len(names)), yticklabels=names, xlabel="mean MPPC", xlim=(0, 1.02))
+        right.invert_yaxis()
+        return _svg(figure)
+
+
+def depth_maps(results: Results) -> str:
+    """For each cross-architecture comparison and direction: in which layer a layer's best matches lie."""
+    cross = {n: c for n, c in results.comparisons.items() if c.summary["setting"] == "cross_architecture"}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(len(cross), 2, figsize=(9, 3.8 * len(cross)), squeeze=False)
+        for row, (name, comparison) in zip(axes, cross.items(), strict=True):
+            for axis, direction in zip(row, ("a_to_b", "b_to_a"), strict=True):
+                models = comparison.summary[direction]
+                _depth_map(axis, comparison.table, models["model"], models["best_model"])
+                axis.set_title(name, fontsize=10)
+        return _svg(figure)
+
+
+def _depth_map(axis, table: pd.DataFrame, model: str, other: str) -> None:
+    share, layers, best_layers = depth_map(table, model)
+    axis.spines[:].set_visible(False)
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto")
+    axis.set(
+        xlabel=f"layer of {other} with the best match",
+        ylabel=f"layer of {model}",
+        xticks=range(len(best_layers)),
+        xticklabels=best_layers,
+        yticks=range(len(layers)),
+        yticklabels=layers,
+    )
+    if share.size <= 64:
+        for i, j in np.ndindex(share.shape):
+            shade = "white" if share[i, j] > 0.5 else "black"
+            axis.text(j, i, f"{share[i, j]:.2f}", ha="center", va="center", color=shade, fontsize=8)
+
+
+def circuit_effects(results: Results) -> str:
+    """Every sender's direct effect on the logit difference, by model and corruption, with intervals."""
+    corruptions = ["replace_B", "replace_A"]
+    with plt.rc_context(STYLE):
+        n_models = len(results.induction)
+        figure, axes = plt.subplots(n_models, 2, figsize=(11, 3.4 * n_models), squeeze=False)
+        for row, (model, table) in zip(axes, results.induction.items(), strict=True):
+            receivers = [r for r in table.receiver.dropna().unique() if r != "logits"]
+            for axis, corruption in zip(row, corruptions, strict=True):
+                rows = table[(table.corruption == corruption) & (table.path == "direct")]
+                _effect_bars(axis, rows[rows.receiver == "logits"], "#0b6e99", "to the logits", -0.2)
+                for receiver in receivers:
+                    through = rows[rows.receiver == receiver].set_index("sender")
+                    order = rows[rows.receiver == "logits"].sender
+                    aligned = through.reindex(order).reset_index()
+                    _effect_bars(axis, aligned, "#e07a5f", f"through {receiver}", 0.2)
+                axis.axhline(0, color="black", linewidth=0.6)
+                axis.set(title=f"{model}, {corruption}", ylabel="change of logit(B) - logit(B')")
+                axis.legend(frameon=False, fontsize=8)
+        return _svg(figure)
+
+
+def _effect_bars(axis, rows: pd.DataFrame, colour: str, label: str, shift: float) -> None:
+    place = np.arange(len(rows))
+    low, high = rows.logit_diff - rows.logit_diff_low, rows.logit_diff_high - rows.logit_diff
+    error = np.maximum(np.array([low, high], dtype=float), 0)
+    axis.bar(place + shift, rows.logit_diff, 0.4, yerr=error, color=colour, label=label, error_kw={"linewidth": 0.8})
+    names = [str(s).replace(" last_state", " state") for s in rows.sender]
+    axis.set_xticks(place, names, rotation=90, fontsize=7)
+
+
+def off_by_one_profiles(results: Results) -> str:
+    """Effect of exchanging the state write at each offset from B, a line a layer."""
+    with plt.rc_context(STYLE):
+        n_models = len(results.off_by_one)
+        figure, axes = plt.subplots(1, n_models, figsize=(5.5 * n_models, 3.8), squeeze=False)
+        for axis, (model, table) in zip(axes[0], results.off_by_one.items(), strict=True):
+            for number, (layer, rows) in enumerate(table.sort_values("offset").groupby("layer")):
+                error = np.array([rows.logit_diff - rows.logit_diff_low, rows.logit_diff_high - rows.logit_diff])
+                axis.errorbar(
+                    rows.offset, rows.logit_diff, yerr=np.maximum(error, 0), marker="o", capsize=2,
+                    color=plt.get_cmap("viridis")(number / max(1, table.layer.nunique() - 1)), label=f"layer {layer}",
+                )  # fmt: skip
+            axis.axhline(0, color="black", linewidth=0.6)
+            axis.set(title=model, xlabel="position of the write, counted from B", xticks=sorted(table.offset.unique()))
+            axis.set_ylabel("change of logit(B) - logit(B')")
+            axis.legend(frameon=False, fontsize=8)
+        return _svg(figure)
+
+
+def training_curves(results: Results) -> str:
+    """Loss on held-out text and the induction gain over training."""
+    panels = [
+        ("text_loss", "held-out text (nats/token)"),
+        ("induction_gain", "induction gain (nats)"),
+        ("induction_top1", "induction top-1"),
+    ]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
+        for model, curves in results.training.items():
+            for axis, (column, label) in zip(axes, panels, strict=True):
+                axis.plot(curves.step, curves[column], label=model)
+                axis.set(xlabel="training step", ylabel=label)
+        axes[0].legend(frameon=False, fontsize=8)
+        return _svg(figure)
+
+
+def sae_quality(results: Results) -> str:
+    """L0 against explained variance on held-out documents, a point an SAE."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6, 3.6))
+        for (model, variant), rows in results.sae_quality.groupby(["model", "variant"]):
+            axis.scatter(rows.L0, rows.explained_variance, label=f"{model} {variant}", s=22)
+        axis.set(xlabel="L0 (active features per token)", ylabel="explained variance, held out", xscale="log")
+        axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        return _svg(figure)

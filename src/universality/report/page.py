@@ -1,0 +1,85 @@
+"""The page: one HTML file that opens from disk and needs nothing else."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+
+from universality.report import figures
+from universality.report.results import Results, metrics, read_results
+from universality.report.settings import ReportSettings
+from universality.storage import replacing, write_json
+
+SETTING_NAMES = {
+    "cross_architecture": "across architectures",
+    "sae_seed": "skyline: same model, other SAE seed",
+    "model_seed": "skyline: other model seed",
+    "neurons": "baseline: neurons",
+    "shuffled": "null: tokens of one side shuffled",
+}
+
+
+def build_report(
+    settings: ReportSettings,
+    models: list[Path],
+    features: list[Path],
+    alignment: list[Path],
+    circuits: list[Path],
+    metrics_file: Path,
+    out: Path,
+) -> None:
+    results = read_results(models, features, alignment, circuits)
+    measured = metrics(results)
+    page = render(settings.title, results, measured)
+    with replacing(out) as folder:
+        folder.mkdir()
+        (folder / "index.html").write_text(page, encoding="utf8")
+    write_json(metrics_file, measured)
+
+
+def render(title: str, results: Results, measured: dict) -> str:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string((files("universality.report") / "page.html.j2").read_text(encoding="utf8"))
+    order = sorted(measured["alignment"], key=lambda name: -measured["alignment"][name]["mean"])
+    summaries = {name: c.summary for name, c in results.comparisons.items()}
+    return template.render(
+        title=title,
+        metrics=measured,
+        comparisons=[(name, measured["alignment"][name], summaries[name]) for name in order],
+        setting_names=SETTING_NAMES,
+        figures=_figures(results),
+        verdicts=_verdicts(measured["alignment"]),
+    )
+
+
+def _figures(results: Results) -> dict[str, str]:
+    """Name -> SVG; a figure whose results the study does not have is left out."""
+    settings = {c.summary["setting"] for c in results.comparisons.values()}
+    drawn = {"mppc": figures.mppc_distributions(results), "circuits": figures.circuit_effects(results)}
+    if "cross_architecture" in settings:
+        drawn["depth"] = figures.depth_maps(results)
+    if results.off_by_one:
+        drawn["off_by_one"] = figures.off_by_one_profiles(results)
+    if results.training:
+        drawn["training"] = figures.training_curves(results)
+    if len(results.sae_quality):
+        drawn["saes"] = figures.sae_quality(results)
+    return drawn
+
+
+def _verdicts(alignment: dict[str, dict]) -> list[str]:
+    """What the intervals say of each cross-architecture comparison against each null, in words."""
+    lines = []
+    nulls = {name: c for name, c in alignment.items() if c["setting"] == "shuffled"}
+    for name, cross in alignment.items():
+        if cross["setting"] != "cross_architecture":
+            continue
+        for null_name, null in nulls.items():
+            if cross["low"] > null["high"]:
+                relation = "above, the intervals do not overlap"
+            elif cross["high"] < null["low"]:
+                relation = "below, the intervals do not overlap"
+            else:
+                relation = "not told apart: the intervals overlap"
+            lines.append(f"{name} ({cross['mean']:.3f}) against {null_name} ({null['mean']:.3f}): {relation}")
+    return lines

@@ -1,0 +1,124 @@
+"""All results of a study, read back from its files, and the metrics drawn from them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from universality.storage import read_json, read_table
+
+
+class Comparison(NamedTuple):
+    """One comparison's features (a row each) and its means."""
+
+    table: pd.DataFrame
+    summary: dict
+
+
+class Results(NamedTuple):
+    """`training`: model -> curves, of the models trained here; `sae_quality`: a row an SAE; `induction` and
+    `off_by_one`: model -> effects."""
+
+    training: dict[str, pd.DataFrame]
+    sae_quality: pd.DataFrame
+    comparisons: dict[str, Comparison]
+    induction: dict[str, pd.DataFrame]
+    off_by_one: dict[str, pd.DataFrame]
+
+
+def read_results(models: list[Path], features: list[Path], alignment: list[Path], circuits: list[Path]) -> Results:
+    training = {p.name: _frame(p / "training.parquet") for p in models if (p / "training.parquet").exists()}
+    quality = [_describe(folder) | read_json(folder / "summary.json") for folder in features]
+    comparisons = {p.stem: Comparison(_frame(p), read_json(p.with_suffix(".json"))) for p in alignment}
+    induction, off_by_one = (
+        {p.stem.removeprefix(task): _frame(p) for p in circuits if p.stem.startswith(task)}
+        for task in ("induction_", "off_by_one_")
+    )
+    return Results(training, pd.DataFrame(quality), comparisons, induction, off_by_one)
+
+
+def _frame(path: Path) -> pd.DataFrame:
+    return read_table(path).to_pandas()
+
+
+def _describe(folder: Path) -> dict:
+    """Model, variant, seed and layer from a path such as features/neox/topk/seed_0/layer_3."""
+    model, variant, seed, layer = folder.parts[-4:]
+    numbers = {"seed": int(seed.removeprefix("seed_")), "layer": int(layer.removeprefix("layer_"))}
+    return {"model": model, "variant": variant, **numbers}
+
+
+def depth_map(table: pd.DataFrame, model: str) -> tuple[np.ndarray, list[int], list[int]]:
+    """(share [layers, best layers], layers, best layers): where the best matches of each layer's live features lie."""
+    rows = table[(table.model == model) & ~table.dead]
+    counts = pd.crosstab(rows.layer, rows.best_layer, normalize="index").sort_index().sort_index(axis=1)
+    return counts.to_numpy(), [int(n) for n in counts.index], [int(n) for n in counts.columns]
+
+
+def depth_correlation(table: pd.DataFrame, model: str) -> float | None:
+    """Spearman correlation of a live feature's layer with its best match's; None where only one layer is compared."""
+    rows = table[(table.model == model) & ~table.dead]
+    if rows.layer.nunique() < 2 or rows.best_layer.nunique() < 2:
+        return None
+    return float(spearmanr(rows.layer, rows.best_layer).statistic)
+
+
+def metrics(results: Results) -> dict:
+    """Everything that a reader would compare between two runs, as plain numbers."""
+    return {
+        "models": {name: _last_point(curves) for name, curves in results.training.items()},
+        "saes": _sae_metrics(results.sae_quality),
+        "alignment": {name: _alignment_metrics(c) for name, c in results.comparisons.items()},
+        "circuits": {
+            "induction": {name: _induction_metrics(table) for name, table in results.induction.items()},
+            "off_by_one": {name: _off_by_one_metrics(table) for name, table in results.off_by_one.items()},
+        },
+    }
+
+
+def _last_point(curves: pd.DataFrame) -> dict:
+    last = {name: float(value) for name, value in curves.iloc[-1].items()}
+    return last | {"step": int(last["step"])}
+
+
+def _sae_metrics(quality: pd.DataFrame) -> dict:
+    columns = ["L0", "explained_variance", "dead"]
+    means = quality.groupby(["model", "variant", "seed"], as_index=False)[columns].mean()
+    names = [f"{row.model}/{row.variant}/seed_{row.seed}" for row in means.itertuples()]
+    return {name: {c: float(means[c][i]) for c in columns} for i, name in enumerate(names)}
+
+
+def _alignment_metrics(comparison: Comparison) -> dict:
+    summary = comparison.summary
+    kept = ("model", "best_model", "mean", "low", "high", "median", "features", "dead")
+    directions = {d: {key: summary[d][key] for key in kept} for d in ("a_to_b", "b_to_a")}
+    for values in directions.values():
+        values["depth_correlation"] = depth_correlation(comparison.table, values["model"])
+    both = {key: summary["both"][key] for key in ("mean", "low", "high", "median")}
+    return {"setting": summary["setting"], **both, **directions}
+
+
+def _induction_metrics(table: pd.DataFrame) -> dict:
+    clean = table[(table.path == "clean") & (table.corruption == "replace_B")].iloc[0]
+    paths = table[(table.receiver == "logits") & (table.path == "direct")]
+    strongest = {}
+    for corruption, rows in paths.groupby("corruption"):
+        row = rows.loc[rows.logit_diff.idxmin()]
+        strongest[corruption] = {"sender": row.sender, **_interval(row, "logit_diff")}
+    return {"clean": {m: _interval(clean, m) for m in ("logit_diff", "log_prob")}, "strongest_direct": strongest}
+
+
+def _off_by_one_metrics(table: pd.DataFrame) -> dict:
+    layer = int(table.loc[table.logit_diff.idxmin()].layer)
+    rows = table[table.layer == layer].sort_values("offset")
+    return {"layer": layer, "offsets": {str(r.offset): _interval(r, "logit_diff") for r in rows.itertuples()}}
+
+
+def _interval(row, metric: str) -> dict:
+    return {part: float(getattr(row, name)) for part, name in _parts(metric).items()}
+
+
+def _parts(metric: str) -> dict[str, str]:
+    return {"mean": metric, "low": f"{metric}_low", "high": f"{metric}_high"}

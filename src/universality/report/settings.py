@@ -1,0 +1,8 @@
+"""Settings of the report stage."""
+
+from universality.settings import Positive, Settings
+
+
+class ReportSettings(Settings):
+    threads: Positive
+    title: str

@@ -1,0 +1,79 @@
+"""What every command shares while it runs: numerical threads, logging and progress."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+log = logging.getLogger("universality")
+_PLAIN_INTERVAL = 10.0  # seconds between lines where there is no terminal
+
+
+def configure(threads: int, log_file: Path | None) -> None:
+    """Fix the number of numerical threads, before any numerical library starts its own, and set logging up.
+
+    The study decides on `threads`, never the scheduler: sums split over another number of threads give other bytes.
+    """
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log_file, mode="w", encoding="utf8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.handlers[:] = handlers
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def deterministic_torch(threads: int):
+    """Import torch with fixed threads and deterministic kernels; returns the module."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    return torch
+
+
+def progress(items: Iterable[T], what: str, total: int | None = None, done: int = 0) -> Iterator[T]:
+    """Pass `items` on, showing how many are done, the rate and the time left: a bar on a terminal, else plain lines."""
+    if total is None:
+        total = len(items) + done  # type: ignore[arg-type]
+    if sys.stderr.isatty():
+        yield from _bar(items, what, total, done)
+    else:
+        yield from _lines(items, what, total, done)
+
+
+def _bar(items: Iterable[T], what: str, total: int, done: int) -> Iterator[T]:
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns += [TextColumn("{task.fields[rate]:.1f}/s"), TimeRemainingColumn()]
+    from rich.console import Console
+
+    start = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, completed=done, rate=0.0)
+        for count, item in enumerate(items, 1):
+            yield item
+            bar.update(task, advance=1, rate=count / max(time.monotonic() - start, 1e-9))
+
+
+def _lines(items: Iterable[T], what: str, total: int, done: int) -> Iterator[T]:
+    start = last = time.monotonic()
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= _PLAIN_INTERVAL or done + count == total:
+            rate = count / max(now - start, 1e-9)
+            left = (total - done - count) / rate
+            log.info("%s: %d/%d, %.1f/s, %.0f s left", what, done + count, total, rate, left)
+            last = now

@@ -1,0 +1,33 @@
+"""`universality study`: check a study's settings, write its DVC stages."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from universality.commands import Out, example, stage
+
+app = stage("A study as a whole: its settings, its DVC stages.")
+
+
+@app.command(epilog=example("study check params.yaml"))
+def check(path: Annotated[Path, typer.Argument(help="The study's params.yaml.")] = Path("params.yaml")) -> None:
+    """Check the settings and tell what the study will make."""
+    from universality.config import load_study
+    from universality.plan import Plan
+
+    study = load_study(path)
+    plan = Plan(study)
+    for model in plan.models():
+        print(f"{model}: layers {', '.join(map(str, plan.layers(model)))}")
+    print(f"{len(plan.feature_sets())} SAEs, {len(study.alignment.comparisons)} comparisons")
+
+
+@app.command(epilog=example("study dvc --root . --out dvc.yaml"))
+def dvc(out: Out, root: Annotated[Path, typer.Option(help="The project's folder.")] = Path(".")) -> None:
+    """Write dvc.yaml: one stage a rule, with the source files that each depends on."""
+    from universality.storage import replacing
+    from universality.study.dvc import dvc_yaml
+
+    with replacing(out) as temporary:
+        temporary.write_text(dvc_yaml(root.resolve()), encoding="utf8")

@@ -1,0 +1,106 @@
+"""dvc.yaml: the workflow's DAG for DVC, one stage a rule, each calling Snakemake restricted to that rule.
+
+The file is written from the table below and the import closures of the stages' code; `make dvc.yaml` writes it anew.
+It does not depend on any one study: what a stage makes follows from params.yaml.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from universality.provenance import LOCK, source_files
+
+INPUTS = "inputs"  # local corpora and checkpoints that a study reads
+PAGE = "src/universality/report/page.html.j2"
+
+
+class Stage(NamedTuple):
+    """A rule, the package whose commands it runs, what it reads and makes below results/, the keys that decide on it."""
+
+    rule: str
+    package: str
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+    params: tuple[str, ...]
+    target: str = ""
+    """What Snakemake is asked for; by default `all_{rule}`, the rule that gathers the stage's jobs."""
+    files: tuple[str, ...] = ()
+    """Further files the stage depends on."""
+
+
+# Which models, SAEs and comparisons there are is decided by models.zoo and alignment.comparisons together.
+_SHAPE = ("models.zoo", "alignment.comparisons")
+
+STAGES = (
+    Stage(
+        "corpus_documents",
+        "corpus",
+        (),
+        ("corpus/documents.parquet",),
+        ("corpus.documents",),
+        "results/corpus/documents.parquet",
+        (INPUTS,),
+    ),
+    Stage(
+        "corpus_tokenizer",
+        "corpus",
+        ("corpus/documents.parquet",),
+        ("corpus/tokenizer",),
+        ("corpus.tokenizer",),
+        "results/corpus/tokenizer",
+        (INPUTS,),
+    ),
+    Stage(
+        "corpus_tokens",
+        "corpus",
+        ("corpus/documents.parquet", "corpus/tokenizer"),
+        ("corpus/tokens",),
+        ("corpus.sequence_length",),
+        "results/corpus/tokens",
+    ),
+    Stage("models", "models", ("corpus/tokens", "corpus/tokenizer"), ("models",), ("models",), files=(INPUTS,)),
+    Stage("activations", "activations", ("models", "corpus/tokens"), ("activations",), ("activations", *_SHAPE)),
+    Stage("saes", "saes", ("activations",), ("saes",), ("saes", *_SHAPE)),
+    Stage("features", "features", ("activations", "saes"), ("features",), ("features", *_SHAPE)),
+    Stage("alignment", "alignment", ("activations", "features"), ("alignment",), ("alignment", "models.zoo")),
+    Stage("circuits", "circuits", ("models", "corpus/tokens"), ("circuits",), ("circuits", "models.zoo")),
+    Stage(
+        "report",
+        "report",
+        ("models", "features", "alignment", "circuits"),
+        ("report", "metrics.json"),
+        ("report", *_SHAPE),
+        files=(PAGE,),
+    ),
+)
+
+
+def dvc_stages(root: Path) -> dict:
+    """The content of dvc.yaml for the code below `root`."""
+    return {"stages": {stage.rule: _describe(stage, root) for stage in STAGES}}
+
+
+def _describe(stage: Stage, root: Path) -> dict:
+    code = source_files(root / "src", f"universality.{stage.package}.commands")
+    target = stage.target or f"all_{stage.rule}"
+    allowed = stage.rule if stage.target else f"{stage.rule} {target}"
+    described: dict = {
+        "cmd": f"snakemake --allowed-rules {allowed} -- {target}",
+        "deps": sorted(
+            [path.relative_to(root).as_posix() for path in code]
+            + [f"results/{name}" for name in stage.reads]
+            + [*stage.files, LOCK]
+        ),
+        "params": sorted(stage.params),
+        "outs": [f"results/{name}" for name in stage.makes if not name.endswith("metrics.json")],
+    }
+    measured = [f"results/{name}" for name in stage.makes if name.endswith("metrics.json")]
+    if measured:
+        described["metrics"] = [{name: {"cache": False}} for name in measured]
+    return described
+
+
+def dvc_yaml(root: Path) -> str:
+    header = "# Written by `make dvc.yaml` from src/universality/study/dvc.py; edit that file, not this one.\n"
+    return header + yaml.safe_dump(dvc_stages(root), sort_keys=False, width=120)
