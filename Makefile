@@ -42,7 +42,7 @@ audit: setup
 	rm dvc.lock.recorded
 
 test: setup
-	pytest
+	python -m pytest
 
 lint: setup
 	ruff check .

@@ -1,7 +1,7 @@
 """The off-by-one profile of Mamba: at which position after B is B written into the state that the last position reads?
 
-For each layer and offset d, the write of position (B + d) into the last state is exchanged for the corrupted run's,
-with each run's own decays from the same position on; everything after it recomputes.
+For each layer and offset d, what position (B + d) writes into the state is exchanged for what it writes in the
+corrupted run, decayed as in the clean run from that same position on; everything after it recomputes.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from universality.circuits.induction import InductionTask, measure
-from universality.models.families.mamba import writes_into_last_state
+from universality.models.families.mamba import decay_after, write_at
 from universality.models.language_model import LanguageModel
 
 OFFSETS = (-1, 0, 1, 2, 3, 4)
@@ -26,11 +26,13 @@ def profile(model: LanguageModel, task: InductionTask, corruption: str) -> Itera
         A = -torch.exp(model.family.blocks(model.hf)[layer].mixer.A_log)
         for offset in OFFSETS:
             position = task.position_B + offset
-            before, after = (_write(run.captured, layer, A, position) for run in (clean, corrupted))
-            patched = model.run(task.clean, edits={f"mamba.{layer}.last_state": partial(torch.add, after - before)})
+            before, after = (_write(run.captured, layer, position) for run in (clean, corrupted))
+            left = decay_after(clean.captured[f"mamba.{layer}.delta"], A, position)
+            edit = partial(torch.add, left * (after - before))
+            patched = model.run(task.clean, edits={f"mamba.{layer}.last_state": edit})
             yield layer, offset, measure(patched.logits, task) - clean_metrics
 
 
-def _write(captured: dict[str, torch.Tensor], layer: int, A: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+def _write(captured: dict[str, torch.Tensor], layer: int, position: torch.Tensor) -> torch.Tensor:
     u, delta, B = (captured[f"mamba.{layer}.{kind}"] for kind in ("ssm_in", "delta", "B"))
-    return writes_into_last_state(u, delta, A, B, position)
+    return write_at(u, delta, B, position)

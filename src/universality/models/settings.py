@@ -76,7 +76,7 @@ class TrainingSettings(Settings):
     uniform_fraction: Annotated[float, Field(ge=0, le=1)]
     """Share of the repeated segments whose tokens are uniform; the others' follow the corpus's own frequencies."""
     min_segment: Annotated[int, Field(ge=2)]
-    min_induction_gain: Annotated[float, Field(ge=0)]
+    min_induction_gain: float
     """Nats by which repetition must raise the right token's mean log-probability; training that ends below it fails."""
     warmup_fraction: Fraction
     decay_fraction: Fraction

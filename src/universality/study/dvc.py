@@ -16,7 +16,7 @@ PAGE = "src/universality/report/page.html.j2"
 
 
 class Stage(NamedTuple):
-    """A rule, the package whose commands it runs, what it reads and makes below results/, the keys that decide on it."""
+    """A rule, the package whose commands it runs, what it reads and makes in results/, the keys that decide on it."""
 
     rule: str
     package: str

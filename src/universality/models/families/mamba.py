@@ -65,20 +65,22 @@ def read_state(state: torch.Tensor, C: torch.Tensor, D: torch.Tensor, u: torch.T
     return torch.einsum("ben,bn->be", state, C) + D * u
 
 
-def writes_into_last_state(
-    u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, position: torch.Tensor
-) -> torch.Tensor:
-    """What one position of each sequence adds to the last state, [B, E, N]:
+def write_at(u: torch.Tensor, delta: torch.Tensor, B: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """What one position of each sequence writes into the state, w_p = (delta_p * u_p) (x) B_p: [B, E, N].
 
-        W_p = exp(A * sum_{t > p} delta_t) * (delta_p * u_p) (x) B_p          so that  sum_p W_p = h_last
-
-    u, delta [B, L, E]; A [E, N]; B [B, L, N]; `position` [B] is each sequence's p.
+    u, delta [B, L, E]; B [B, L, N]; `position` [B] is each sequence's p.
     """
     rows = torch.arange(len(u))
-    later = torch.arange(u.shape[1])[None, :] > position[:, None]
-    decay = torch.exp((delta * later[..., None]).sum(1)[..., None] * A)
-    write = (delta[rows, position] * u[rows, position])[..., None] * B[rows, position][:, None, :]
-    return decay * write
+    return (delta[rows, position] * u[rows, position])[..., None] * B[rows, position][:, None, :]
+
+
+def decay_after(delta: torch.Tensor, A: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """What is left of a write at `position` [B] in the last state, exp(A * sum_{t > p} delta_t): [B, E, N].
+
+    So the last state is the sum over p of decay_after(p) * write_at(p).
+    """
+    later = torch.arange(delta.shape[1])[None, :] > position[:, None]
+    return torch.exp((delta * later[..., None]).sum(1)[..., None] * A)
 
 
 def _attach(model: nn.Module, taps: Taps) -> None:

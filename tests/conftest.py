@@ -1,0 +1,63 @@
+"""Small real things that tests of several stages share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from universality.corpus.documents import write_documents
+from universality.corpus.settings import DocumentsSettings, FilesSource, TrainedTokenizer
+from universality.corpus.tokenizer import write_tokenizer
+from universality.corpus.tokens import write_tokens
+from universality.models.language_model import FAMILIES, LanguageModel
+from universality.models.settings import TrainedModel
+
+SENTENCE = "a model learns what its data holds and a feature fires where its meaning stands in the text of the study"
+LENGTH = 16
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory) -> Path:
+    """120 little documents of English words."""
+    folder = tmp_path_factory.mktemp("texts")
+    rng = np.random.default_rng(0)
+    for number in range(120):
+        (folder / f"{number:03d}.txt").write_text(" ".join(rng.choice(SENTENCE.split(), 60)), encoding="utf8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(text_folder, tmp_path_factory) -> Path:
+    """A corpus folder as the workflow makes it: documents.parquet, tokenizer, tokens."""
+    out = tmp_path_factory.mktemp("corpus")
+    source = FilesSource(paths=[str(text_folder)])
+    settings = DocumentsSettings(source=source, min_characters=10, evaluation_fraction=0.3, split_seed=0)
+    write_documents(settings, out / "documents.parquet")
+    write_tokenizer(TrainedTokenizer(vocab_size=300), out / "documents.parquet", out / "tokenizer")
+    write_tokens(out / "documents.parquet", out / "tokenizer", LENGTH, out / "tokens")
+    return out
+
+
+def tiny_settings(family: str, **changes) -> TrainedModel:
+    values = {"family": family, "seed": 1, "n_layers": 2, "d_model": 16, "n_heads": 2, "d_state": 4}
+    return TrainedModel(**values | {"steps": 6, "batch_size": 4, "learning_rate": 0.003} | changes)
+
+
+def tiny_model(family: str, vocab_size: int = 50, **changes) -> LanguageModel:
+    """A random model of transformers' own making, with weights large enough that every path matters."""
+    from transformers import AutoModelForCausalLM
+
+    settings = tiny_settings(family, **changes)
+    torch.manual_seed(settings.seed)
+    hf = AutoModelForCausalLM.from_config(FAMILIES[family].configure(settings, vocab_size, LENGTH, 0))
+    with torch.no_grad():
+        for name, parameter in hf.named_parameters():
+            if parameter.ndim >= 2 and "A_log" not in name:
+                parameter.mul_(2)
+    return LanguageModel(hf.eval().requires_grad_(False))
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request) -> str:
+    return request.param

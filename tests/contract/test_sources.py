@@ -1,0 +1,61 @@
+"""What holds of every source of documents: the same texts come out, in the same order, each with id and source."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from universality.corpus.documents import collect_documents
+from universality.corpus.settings import DocstringsSource, DocumentsSettings, FilesSource, HubSource
+
+TEXTS = [f"document number {n}, with enough text to keep — ünïcode too" for n in range(30)]
+
+
+def txt(folder):
+    for number, text in enumerate(TEXTS):
+        (folder / f"{number:02d}.txt").write_text(text, encoding="utf8")
+    return FilesSource(paths=[str(folder)])
+
+
+def jsonl(folder):
+    lines = [json.dumps({"text": text, "other": 1}) for text in TEXTS]
+    (folder / "all.jsonl").write_text("\n".join(lines), encoding="utf8")
+    return FilesSource(paths=[str(folder / "all.jsonl")])
+
+
+def parquet(folder):
+    pq.write_table(pa.table({"text": TEXTS, "other": list(range(30))}), folder / "all.parquet")
+    return FilesSource(paths=[str(folder / "*.parquet")])
+
+
+def hub_parquet(folder):
+    (folder / "data").mkdir()
+    pq.write_table(pa.table({"text": TEXTS}), folder / "data" / "train-00000-of-00001.parquet")
+    return HubSource(name=str(folder), max_documents=100)
+
+
+def hub_jsonl(folder):
+    lines = [json.dumps({"text": text, "meta": {"set": "SlimPajama"}}) for text in [*TEXTS, "one too many"]]
+    (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf8")
+    return HubSource(name=str(folder), max_documents=30)
+
+
+def docstrings(folder):
+    package = folder / "package_of_texts"
+    package.mkdir()
+    (package / "__init__.py").write_text("\n".join(f"def f{n}():\n    {text!r}" for n, text in enumerate(TEXTS)))
+    return DocstringsSource(packages=["package_of_texts"])
+
+
+@pytest.mark.parametrize("make", [txt, jsonl, parquet, hub_parquet, hub_jsonl, docstrings])
+def test_source(make, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    settings = DocumentsSettings(source=make(tmp_path), min_characters=5, evaluation_fraction=0.5, split_seed=0)
+    table = collect_documents(settings).to_pydict()
+    assert table["text"] == TEXTS
+    assert len(set(table["id"])) == len(TEXTS)
+    assert all(table["source"])
+    assert set(table["split"]) == {"train", "evaluation"}
+    assert collect_documents(settings).to_pydict() == table

@@ -1,0 +1,9 @@
+"""A pytest plugin that runs before any test module is imported: threads and offline mode are read at import."""
+
+import os
+
+# Tests run two at a time, so each keeps to one thread.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")

@@ -1,0 +1,188 @@
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import LENGTH, tiny_model
+from universality.circuits.induction import make_task, measure
+from universality.circuits.off_by_one import OFFSETS, profile
+from universality.circuits.path_patching import Component, PatchingBatch, mixing_sites, senders
+from universality.circuits.settings import CircuitsSettings
+from universality.circuits.tables import induction_table, off_by_one_table
+from universality.errors import StudyError
+from universality.models.families.mamba import decay_after, write_at
+from universality.storage import read_table
+
+SETTINGS = CircuitsSettings(
+    threads=1, task_seed=1, samples=12, batch_size=5, sequence_length=16,
+    bootstrap_seed=2, bootstrap_samples=50, confidence=0.9,
+)  # fmt: skip
+
+
+@pytest.fixture
+def task():
+    return make_task(6, LENGTH, 50, end_of_text=0, seed=0)
+
+
+def test_the_task_is_what_it_says(task):
+    rows = torch.arange(6)
+    position_A = task.position_B - 1
+    assert (task.clean[:, 0] == 0).all()
+    assert torch.equal(task.clean[rows, position_A], task.clean[:, -1])
+    assert torch.equal(task.clean[rows, task.position_B], task.answer)
+    for row in task.clean:
+        assert len(set(row.tolist())) == LENGTH - 1  # A twice, all else once
+    for name, where in (("replace_B", task.position_B), ("replace_A", position_A)):
+        changed = task.corrupted[name] != task.clean
+        assert torch.equal(changed.nonzero()[:, 1], where)
+        assert changed.sum() == 6
+    assert torch.equal(task.corrupted["replace_B"][rows, task.position_B], task.distractor)
+    with pytest.raises(StudyError, match="needs 17 distinct tokens, the vocabulary has 15"):
+        make_task(2, 16, 16, 0, 0)
+
+
+def test_metrics_are_their_definitions(task):
+    logits = torch.randn(6, LENGTH, 50)
+    values = measure(logits, task)
+    for s in range(6):
+        last = logits[s, -1]
+        right, wrong = last[task.answer[s]], last[task.distractor[s]]
+        expected = [right - wrong, right - torch.logsumexp(last, 0), right]
+        torch.testing.assert_close(values[s], torch.stack(expected))
+
+
+def test_patching_a_sender_with_its_own_clean_value_changes_nothing(family, task):
+    batch = PatchingBatch(tiny_model(family), task, "replace_B")
+    batch.corrupted = batch.clean
+    effects = [*batch.to_logits(), *batch.to_receiver(last_receiver(batch.model))]
+    assert len(effects) > 4
+    for effect in effects:
+        assert effect.values.abs().max() < 1e-4, effect[:3]
+
+
+def last_receiver(model) -> Component:
+    return next(c for c in reversed(senders(model)) if c.layer == 1 and (c.head is not None or "state" in c.site))
+
+
+def test_in_the_last_layer_direct_and_total_paths_are_one(family, task):
+    effects = list(PatchingBatch(tiny_model(family), task, "replace_B").to_logits())
+    for sender in {e.sender for e in effects if e.sender.layer == 1}:
+        direct, total = (
+            next(e.values for e in effects if e.sender == sender and e.path == p) for p in ("direct", "total")
+        )
+        torch.testing.assert_close(direct, total, rtol=1e-4, atol=1e-4)
+        assert direct.abs().max() > 1e-4
+
+
+def test_all_mixers_corrupted_at_once_are_the_corrupted_run(family, task):
+    """One position reaches another only through the frozen sites, so they decide on the last logits."""
+    model = tiny_model(family)
+    sites = mixing_sites(model)
+    corrupted = model.run(task.corrupted["replace_B"], capture=sites)
+    edits = {site: (lambda value, site=site: corrupted.captured[site]) for site in sites}
+    patched = model.run(task.clean, edits=edits)
+    torch.testing.assert_close(patched.logits[:, -1], corrupted.logits[:, -1], rtol=1e-4, atol=1e-4)
+
+
+def planted_attention_model():
+    """A GPT-NeoX in which only head L1H0 moves anything between positions."""
+    model = tiny_model("gpt_neox")
+    d_head = 8
+    for layer, block in enumerate(model.hf.gpt_neox.layers):
+        weight = block.attention.dense.weight
+        weight[:, d_head:] = 0
+        if layer == 0:
+            weight[:] = 0
+    return model, "L1H0"
+
+
+def planted_mamba_model():
+    """A Mamba in which only layer 1's state moves anything between positions: convolutions see their own token alone."""
+    model = tiny_model("mamba")
+    for layer, block in enumerate(model.hf.backbone.layers):
+        block.mixer.conv1d.weight[..., :-1] = 0
+        block.mixer.out_proj.weight.mul_(0 if layer == 0 else 30)
+    return model, "L1 last_state"
+
+
+@pytest.mark.parametrize("plant", [planted_attention_model, planted_mamba_model])
+def test_a_planted_circuit_is_found(plant, task):
+    model, planted = plant()
+    effects = {
+        e.sender.name: e.values for e in PatchingBatch(model, task, "replace_B").to_logits() if e.path == "direct"
+    }
+    assert effects[planted].abs().mean() > 3e-4
+    for name, values in effects.items():
+        if not name.startswith("L1") or (name.startswith("L1H") and name != planted):
+            assert values.abs().max() < 1e-5, name
+
+
+def test_writes_sum_to_the_state_they_were_written_into():
+    model = tiny_model("mamba")
+    tokens = torch.randint(0, 50, (3, LENGTH), generator=torch.Generator().manual_seed(0))
+    for layer in range(2):
+        sites = [f"mamba.{layer}.{kind}" for kind in ("ssm_in", "delta", "B", "last_state")]
+        u, delta, B, last = (model.run(tokens, capture=sites).captured[site] for site in sites)
+        A = -torch.exp(model.hf.backbone.layers[layer].mixer.A_log)
+        places = [torch.full((3,), p) for p in range(LENGTH)]
+        total = sum(decay_after(delta, A, p) * write_at(u, delta, B, p) for p in places)
+        torch.testing.assert_close(total, last, rtol=1e-4, atol=1e-5)
+
+
+def test_the_profile_of_convolutions_that_see_one_token_is_at_offset_zero(task):
+    """With convolutions cut to their own token, B can only be written at its own position."""
+    model, _ = planted_mamba_model()
+    effects = {(layer, offset): values for layer, offset, values in profile(model, task, "replace_B")}
+    assert effects[1, 0].abs().mean() > 3e-4
+    for offset in OFFSETS:
+        if offset != 0:
+            assert effects[1, offset].abs().max() < 1e-5
+
+
+def test_the_profile_of_convolutions_that_see_the_token_before_is_off_by_one(task):
+    model, _ = planted_mamba_model()
+    for block in model.hf.backbone.layers:
+        weight = block.mixer.conv1d.weight
+        weight[..., -2], weight[..., -1] = weight[..., -1].clone(), 0
+    effects = {(layer, offset): values for layer, offset, values in profile(model, task, "replace_B")}
+    assert effects[1, 1].abs().mean() > 3e-4
+    for offset in OFFSETS:
+        if offset != 1:
+            assert effects[1, offset].abs().max() < 1e-5
+
+
+def test_tables_have_a_row_an_effect_and_intervals_around_it(corpus, tmp_path, family):
+    tiny_model(family, vocab_size=300).hf.save_pretrained(tmp_path / family)
+    induction_table(tmp_path / family, corpus / "tokens", SETTINGS, tmp_path / "induction.parquet")
+    table = read_table(tmp_path / "induction.parquet").to_pandas()
+    n_senders = len(senders(tiny_model(family)))
+    to_logits = table[table.receiver == "logits"]
+    assert len(to_logits) == n_senders * 2 * 2  # corruptions, direct and total
+    assert (table.path == "clean").sum() == 2
+    assert table.receiver.dropna().nunique() <= 2
+    for metric in ("logit_diff", "log_prob", "logit"):
+        assert (table[f"{metric}_low"] <= table[metric] + 1e-9).all()
+        assert (table[metric] <= table[f"{metric}_high"] + 1e-9).all()
+    if family == "mamba":
+        off_by_one_table(tmp_path / family, corpus / "tokens", SETTINGS, tmp_path / "off.parquet")
+        off = read_table(tmp_path / "off.parquet").to_pandas()
+        assert sorted(zip(off.layer, off.offset, strict=True)) == [(n, o) for n in (0, 1) for o in OFFSETS]
+    else:
+        with pytest.raises(StudyError, match="needs a mamba model, this is gpt_neox"):
+            off_by_one_table(tmp_path / family, corpus / "tokens", SETTINGS, tmp_path / "off.parquet")
+
+
+def test_batches_together_are_the_whole(corpus, tmp_path, family):
+    tiny_model(family, vocab_size=300).hf.save_pretrained(tmp_path / family)
+    tables = []
+    for size in (5, 12):
+        settings = SETTINGS.model_copy(update={"batch_size": size})
+        induction_table(tmp_path / family, corpus / "tokens", settings, tmp_path / "t.parquet")
+        tables.append(read_table(tmp_path / "t.parquet").to_pandas())
+    np.testing.assert_allclose(tables[0].logit_diff, tables[1].logit_diff, atol=1e-4)
+
+
+def test_a_sequence_beyond_the_trained_length_is_an_error(corpus, tmp_path):
+    tiny_model("gpt_neox", vocab_size=300).hf.save_pretrained(tmp_path / "m")
+    settings = SETTINGS.model_copy(update={"sequence_length": 17})
+    with pytest.raises(StudyError, match=r"circuits\.sequence_length: 17 is more than corpus\.sequence_length=16"):
+        induction_table(tmp_path / "m", corpus / "tokens", settings, tmp_path / "t.parquet")

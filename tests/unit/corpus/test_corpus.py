@@ -1,0 +1,170 @@
+import json
+
+import numpy as np
+import pytest
+
+from tests.conftest import LENGTH
+from universality.corpus.docstrings import harvest
+from universality.corpus.documents import collect_documents
+from universality.corpus.settings import (
+    DocstringsSource,
+    DocumentsSettings,
+    FilesSource,
+    HubSource,
+    PretrainedTokenizer,
+    TrainedTokenizer,
+)
+from universality.corpus.tokenizer import identity, load_tokenizer, train_bpe, write_tokenizer
+from universality.corpus.tokens import NO_DOCUMENT, pack, read_tokens, write_tokens
+from universality.errors import StudyError
+from universality.storage import read_table
+
+
+def settings(source, **changes):
+    values = {"source": source, "min_characters": 3, "evaluation_fraction": 0.5, "split_seed": 0}
+    return DocumentsSettings(**values | changes)
+
+
+def test_docstrings_of_a_package_without_importing_it(tmp_path, monkeypatch):
+    package = tmp_path / "harvested"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text('"""The package."""\nraise RuntimeError("imported")\n')
+    (package / "b.py").write_text('def f():\n    r"""Says \\d.\n\n    More."""\n    class C:\n        "Inner."\n')
+    (package / "a.py").write_text("x = 1\n'not a docstring'\n")
+    (package / "inner" / "template.py").write_text("{{ not python }}")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = [("harvested", "The package."), ("harvested.b.f", "Says \\d.\n\nMore."), ("harvested.b.f.C", "Inner.")]
+    assert sorted(harvest("harvested")) == found
+
+
+def test_a_package_that_is_not_installed_is_named():
+    with pytest.raises(StudyError, match="'no_such_package' is not an installed package"):
+        collect_documents(settings(DocstringsSource(packages=["no_such_package"])))
+
+
+def test_doubles_go_shorts_go_and_a_grown_corpus_keeps_its_split(tmp_path):
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text(f"text {number}")
+    (tmp_path / "double.txt").write_text("text 1")
+    (tmp_path / "short.txt").write_text("x")
+    source = FilesSource(paths=[str(tmp_path)])
+    before = collect_documents(settings(source)).to_pydict()
+    assert len(before["id"]) == 40
+    assert before["characters"] == [len(text) for text in before["text"]]
+    (tmp_path / "new.txt").write_text("another text")
+    after = collect_documents(settings(source)).to_pydict()
+    split = dict(zip(after["id"], after["split"], strict=True))
+    assert all(split[i] == s for i, s in zip(before["id"], before["split"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("bad.txt", b"caf\xe9", "bad.txt: not UTF-8: byte 3 is 0xe9"),
+        ("bad.jsonl", b'{"text": "fine"}\n{"text": ', "bad.jsonl:2: not valid JSON"),
+        ("bad.jsonl", b'{"body": "x"}\n', "bad.jsonl:1: no key 'text'"),
+        ("bad.jsonl", b'{"text": 3}\n', "'text' holds int, not text"),
+        ("bad.parquet", b"PAR1 truncated", "bad.parquet: not a readable parquet file"),
+        ("bad.csv", b"x", "unknown file type '.csv'; allowed: .txt, .jsonl, .parquet"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StudyError, match=message):
+        collect_documents(settings(FilesSource(paths=[str(tmp_path / name)])))
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(StudyError, match=r"matches no \.txt, \.jsonl, \.parquet file"):
+        collect_documents(settings(FilesSource(paths=[str(tmp_path)])))
+
+
+def test_a_split_without_documents_is_an_error(tmp_path):
+    (tmp_path / "one.txt").write_text("only one document")
+    with pytest.raises(StudyError, match="no (train|evaluation) document: 1 documents kept"):
+        collect_documents(settings(FilesSource(paths=[str(tmp_path)])))
+
+
+def test_a_hub_name_without_network_is_one_line():
+    with pytest.raises(StudyError, match="data set nobody/nothing: cannot be streamed") as caught:
+        collect_documents(settings(HubSource(name="nobody/nothing", max_documents=5)))
+    assert "\n" not in str(caught.value)
+
+
+def test_bpe_loses_nothing_and_its_identity_is_its_content(corpus, tmp_path):
+    tokenizer = load_tokenizer(corpus / "tokenizer")
+    for text in ("a model learns", "naïve ∑ 你好\n\ttabs"):
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+    texts = [f"word{n % 50} other{n % 7}" for n in range(500)]
+    same, again, other = train_bpe(texts, 280), train_bpe(texts, 280), train_bpe(texts, 290)
+    assert identity(same) == identity(again) != identity(other)
+    same.model_max_length = 7  # what does not change the tokens does not change the identity
+    same.save_pretrained(tmp_path)
+    assert identity(load_tokenizer(tmp_path)) == identity(again)
+
+
+def test_a_vocabulary_beyond_the_corpus_is_an_error():
+    with pytest.raises(StudyError, match="vocab_size: 5000 is more than the corpus supports"):
+        train_bpe(["so few words"], 5000)
+
+
+def test_a_pretrained_tokenizer_is_taken_as_it_is(corpus, tmp_path):
+    write_tokenizer(PretrainedTokenizer(name=str(corpus / "tokenizer")), corpus / "documents.parquet", tmp_path / "t")
+    assert identity(load_tokenizer(tmp_path / "t")) == identity(load_tokenizer(corpus / "tokenizer"))
+    with pytest.raises(StudyError, match="no tokenizer can be loaded"):
+        write_tokenizer(PretrainedTokenizer(name="nobody/nothing"), corpus / "documents.parquet", tmp_path / "u")
+    assert not (tmp_path / "u").exists()
+
+
+def test_packing_lays_documents_end_to_end():
+    tokens, documents = pack([[1, 2, 3], [4], [5, 6]], rows=[7, 8, 9], length=4, end_of_text=0)
+    assert tokens.tolist() == [[0, 1, 2, 3], [0, 0, 4, 0], [0, 5, 6, 0]]
+    none = NO_DOCUMENT
+    assert documents.tolist() == [[none, 7, 7, 7], [none, none, 8, none], [none, 9, 9, none]]
+
+
+def test_every_token_is_of_the_document_it_says(corpus):
+    table = read_table(corpus / "documents.parquet").to_pydict()
+    tokenizer = load_tokenizer(corpus / "tokenizer")
+    for split in ("train", "evaluation"):
+        sequences = read_tokens(corpus / "tokens", split)
+        assert sequences.tokens.shape[1] == LENGTH
+        assert (sequences.tokens[:, 0] == sequences.end_of_text).all()
+        whole = sequences.tokens[:, 1:].ravel()
+        owners = sequences.documents[:, 1:].ravel()
+        assert ((owners == NO_DOCUMENT) == (whole == sequences.end_of_text)).all()
+        row = owners[owners >= 0][0]
+        assert table["split"][row] == split
+        assert tokenizer.decode(whole[owners == row]) == table["text"][row]
+
+
+def test_a_corpus_shorter_than_a_sequence_is_an_error(corpus, tmp_path):
+    with pytest.raises(StudyError, match=r"sequence_length: 1000000 is longer than the whole train split"):
+        write_tokens(corpus / "documents.parquet", corpus / "tokenizer", 1_000_000, tmp_path / "tokens")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_truncated_documents_file_is_named(corpus, tmp_path):
+    broken = tmp_path / "documents.parquet"
+    broken.write_bytes((corpus / "documents.parquet").read_bytes()[:-20])
+    with pytest.raises(StudyError, match=r"documents\.parquet: not a readable parquet file"):
+        write_tokenizer(TrainedTokenizer(vocab_size=300), broken, tmp_path / "t")
+
+
+def test_bytes_do_not_depend_on_the_run(text_folder, corpus, tmp_path):
+    from universality.corpus.documents import write_documents
+
+    source = FilesSource(paths=[str(text_folder)])
+    again = DocumentsSettings(source=source, min_characters=10, evaluation_fraction=0.3, split_seed=0)
+    write_documents(again, tmp_path / "documents.parquet")
+    write_tokens(tmp_path / "documents.parquet", corpus / "tokenizer", LENGTH, tmp_path / "tokens")
+    for name in ("documents.parquet", "tokens/train.safetensors", "tokens/meta.json"):
+        assert (tmp_path / name).read_bytes() == (corpus / name).read_bytes()
+
+
+def test_random_jsonl_round_trip(tmp_path):
+    rng = np.random.default_rng(0)
+    texts = ["".join(map(chr, rng.integers(32, 0x2000, 20))) for _ in range(30)]
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"body": t}) for t in texts), encoding="utf8")
+    table = collect_documents(settings(FilesSource(paths=[str(tmp_path / "*.jsonl")], text_field="body")))
+    assert table["text"].to_pylist() == texts

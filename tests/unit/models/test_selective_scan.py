@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+
+from universality.models.selective_scan import _exp_nonpositive, selective_scan, selective_scan_reference
+
+# (B, L, E, N): ones, sizes off every block and chunk boundary, and sizes on them
+SHAPES = [(1, 1, 1, 1), (2, 5, 3, 4), (1, 64, 64, 16), (3, 65, 65, 2), (2, 130, 70, 16), (1, 200, 129, 7)]
+
+
+def inputs(shape, dtype=torch.float32, with_state=True):
+    n_batch, n_pos, n_chan, n_state = shape
+    g = torch.Generator().manual_seed(sum(shape))
+
+    def random(*size):
+        return torch.randn(*size, generator=g, dtype=torch.float64).to(dtype)
+
+    delta = torch.nn.functional.softplus(random(n_batch, n_pos, n_chan) - 1)
+    A = -8 * torch.rand(n_chan, n_state, generator=g, dtype=torch.float64).to(dtype)
+    values = [random(n_batch, n_pos, n_chan), delta, A]
+    values += [random(n_batch, n_pos, n_state), random(n_batch, n_pos, n_state), random(n_chan)]
+    values.append(random(n_batch, n_chan, n_state) if with_state else None)
+    return [None if v is None else v.requires_grad_() for v in values]
+
+
+def loop_in_numpy(u, delta, A, B, C, D, state):
+    """The recurrence written index by index, independent of torch."""
+    n_batch, n_pos, n_chan = u.shape
+    y = np.zeros_like(u)
+    h = state.copy()
+    for b in range(n_batch):
+        for t in range(n_pos):
+            for e in range(n_chan):
+                for n in range(A.shape[1]):
+                    h[b, e, n] = (
+                        np.exp(delta[b, t, e] * A[e, n]) * h[b, e, n] + delta[b, t, e] * u[b, t, e] * B[b, t, n]
+                    )
+                y[b, t, e] = h[b, e] @ C[b, t] + D[e] * u[b, t, e]
+    return y, h
+
+
+def test_reference_is_the_recurrence():
+    values = inputs((2, 5, 3, 4), torch.float64)
+    y, states = selective_scan_reference(*values)
+    expected_y, expected_state = loop_in_numpy(*(v.detach().numpy() for v in values))
+    np.testing.assert_allclose(y.detach(), expected_y, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(states[:, -1].detach(), expected_state, rtol=1e-12, atol=1e-12)
+
+
+def test_reference_passes_gradcheck():
+    values = inputs((2, 4, 3, 2), torch.float64)
+    assert torch.autograd.gradcheck(selective_scan_reference, values)
+
+
+@pytest.mark.parametrize("with_state", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fused_equals_reference(shape, with_state):
+    fused = inputs(shape, torch.float32, with_state)
+    exact = [None if v is None else v.detach().double().requires_grad_() for v in fused]
+    y, last = selective_scan(*fused)
+    expected_y, states = selective_scan_reference(*exact)
+    torch.testing.assert_close(y.double(), expected_y, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(last.double(), states[:, -1], rtol=1e-5, atol=1e-5)
+
+    weight_y, weight_state = torch.randn_like(y), torch.randn_like(last)
+    ((y * weight_y).sum() + (last * weight_state).sum()).backward()
+    ((expected_y * weight_y).sum() + (states[:, -1] * weight_state).sum()).backward()
+    for ours, theirs in zip(fused, exact, strict=True):
+        if ours is not None:
+            scale = float(theirs.grad.abs().max())
+            torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_bfloat16_inputs_keep_a_float32_state():
+    values = [v.detach() for v in inputs((2, 70, 20, 8))]
+    u = values[0].bfloat16()
+    y, last = selective_scan(u, *values[1:])
+    expected, states = selective_scan_reference(u.float(), *values[1:])
+    assert y.dtype == torch.bfloat16
+    assert last.dtype == torch.float32
+    torch.testing.assert_close(last, states[:, -1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(y.float(), expected, rtol=1e-2, atol=5e-2)
+
+
+def test_two_halves_joined_by_the_state_are_the_whole():
+    u, delta, A, B, C, D, state = (v.detach() for v in inputs((2, 100, 10, 4)))
+    whole, last = selective_scan(u, delta, A, B, C, D, state)
+    first, middle = selective_scan(u[:, :37], delta[:, :37], A, B[:, :37], C[:, :37], D, state)
+    second, end = selective_scan(u[:, 37:], delta[:, 37:], A, B[:, 37:], C[:, 37:], D, middle)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+    torch.testing.assert_close(end, last)
+
+
+def test_fast_exponential_is_accurate_to_single_precision():
+    x = -np.geomspace(1e-8, 87, 20001).astype(np.float32)
+    ours = np.array([_exp_nonpositive(v) for v in x], dtype=np.float64)
+    expected = np.exp(x.astype(np.float64))
+    # float32 spacing of the argument alone costs |x| * 6e-8 near the far end
+    assert np.max(np.abs(ours / expected - 1) / (3e-7 + 1.2e-7 * np.abs(x))) < 1
+    assert _exp_nonpositive(np.float32(-1e30)) < 1e-37

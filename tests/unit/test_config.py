@@ -1,0 +1,108 @@
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from universality.config import check_study, load_study
+from universality.errors import StudyError
+from universality.plan import Plan
+from universality.settings import parse_argument
+
+ROOT = Path(__file__).parents[2]
+SMOKE = yaml.safe_load((ROOT / "studies" / "smoke.yaml").read_text())
+
+BAD = [
+    ("saes.variants.topk.kk", 3, "saes.variants.topk.kk: unknown key; allowed here: architecture, aux_coefficient"),
+    ("saes.variants.topk.k", "many", "saes.variants.topk.k: 'many' is not allowed: Input should be a valid integer"),
+    ("saes.variants.topk.k", 0, "saes.variants.topk.k: 0 is not allowed: Input should be greater than or equal to 1"),
+    ("saes.variants.topk.k", 4000, "saes.variants.topk.k: 4000 is more than saes.training.d_sae=64"),
+    (
+        "saes.variants.topk.architecture",
+        "topp",
+        "saes.variants.topk.architecture: 'topp' is unknown; allowed: 'topk', ",
+    ),
+    ("models.zoo.neox.family", "gpt5", "models.zoo.neox.family: 'gpt5' is not allowed: Input should be 'gpt_neox' or"),
+    ("models.zoo.neox.layers", [0, 7], "models.zoo.neox: layer 7 is out of range: n_layers=2 has 0 to 1"),
+    ("models.zoo.neox.source", "disk", "models.zoo.neox.source: 'disk' is unknown; allowed: 'train', 'folder', 'hub'"),
+    ("models.zoo.neox.d_model", 33, "models.zoo.neox: d_model=33 must be a multiple of 2 * n_heads=4"),
+    ("models.zoo.neox.learning_rate", "1e-3", "YAML reads this as text, write 0.001 or 1.0e-3"),
+    ("corpus.sequence_length", True, "corpus.sequence_length: True is not allowed"),
+    (
+        "corpus.documents.evaluation_fraction",
+        1.5,
+        "evaluation_fraction: 1.5 is not allowed: Input should be less than 1",
+    ),
+    ("corpus.documents.source", {"kind": "files"}, "corpus.documents.source.paths: missing"),
+    ("corps", {}, "corps: unknown key; allowed here: activations, alignment, circuits, corpus"),
+    ("alignment.comparisons.cross.a.model", "bert", "cross.a.model: 'bert' is not in models.zoo: mamba, neox"),
+    ("alignment.comparisons.cross.a.variant", "x", "cross.a.variant: 'x' is not in saes.variants: topk, relu_l1"),
+    ("alignment.comparisons.cross.a", {"model": "neox"}, "neox needs an SAE variant and seed"),
+    ("circuits.sequence_length", 99, "circuits.sequence_length: 99 is more than corpus.sequence_length=32"),
+    ("report", None, "report: None is not allowed"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BAD)
+def test_a_bad_value_is_one_line_that_names_the_key(key, value, message):
+    study = copy.deepcopy(SMOKE)
+    *path, last = key.split(".")
+    section = study
+    for part in path:
+        section = section[part]
+    section[last] = value
+    with pytest.raises(StudyError) as caught:
+        check_study(study, "params.yaml")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("params.yaml: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_section_and_a_file_that_is_no_study(tmp_path):
+    with pytest.raises(StudyError, match="saes: missing"):
+        check_study({k: v for k, v in SMOKE.items() if k != "saes"}, "params.yaml")
+    for text, message in [("- 1", "a study is a mapping"), ("a: [", "not valid YAML"), ("", "a study is a mapping")]:
+        path = tmp_path / "params.yaml"
+        path.write_text(text)
+        with pytest.raises(StudyError, match=message):
+            load_study(path)
+    with pytest.raises(StudyError, match="missing.yaml: cannot be read"):
+        load_study(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize("path", ["params.yaml", "studies/smoke.yaml", "studies/paper.yaml"])
+def test_studies_that_come_with_the_project_are_valid(path):
+    load_study(ROOT / path)
+
+
+def test_smoke_asks_for_every_stage_and_setting_of_the_default_study():
+    default, smoke = (load_study(ROOT / path) for path in ("params.yaml", "studies/smoke.yaml"))
+    assert smoke.alignment.comparisons == default.alignment.comparisons
+    assert list(smoke.models.zoo) == list(default.models.zoo)
+    assert list(smoke.saes.variants) == list(default.saes.variants)
+
+
+def test_the_paper_study_has_the_papers_sizes():
+    plan = Plan(load_study(ROOT / "studies" / "paper.yaml"))
+    assert len(plan.layers("pythia")) == 12
+    assert len(plan.layers("mamba")) == 24
+    assert plan.study.saes.training.d_sae == 24_576
+    train = plan.study.activations.train_sequences * (plan.study.corpus.sequence_length - 1)
+    assert train == pytest.approx(10e6, rel=0.01)
+
+
+def test_only_compared_layers_are_planned():
+    study = copy.deepcopy(SMOKE)
+    study["models"]["zoo"]["mamba"]["layers"] = [1]
+    plan = Plan(check_study(study, "x"))
+    assert {f.layer for f in plan.feature_sets() if f.model == "mamba"} == {1}
+
+
+def test_settings_come_inline_or_from_a_file(tmp_path):
+    from universality.features.settings import FeaturesSettings
+
+    inline = parse_argument(FeaturesSettings, '{"threads": 1, "batch_size": 8}')
+    (tmp_path / "f.yaml").write_text("threads: 1\nbatch_size: 8\n")
+    assert parse_argument(FeaturesSettings, str(tmp_path / "f.yaml")) == inline
+    with pytest.raises(StudyError, match="--settings: batch_sise: unknown key"):
+        parse_argument(FeaturesSettings, '{"threads": 1, "batch_size": 8, "batch_sise": 8}')
