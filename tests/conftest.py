@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from universality.corpus.documents import write_documents
+from universality.corpus.packing import write_tokens
 from universality.corpus.settings import DocumentsSettings, FilesSource, TrainedTokenizer
 from universality.corpus.tokenizer import write_tokenizer
-from universality.corpus.tokens import write_tokens
 from universality.models.language_model import FAMILIES, LanguageModel
 from universality.models.settings import TrainedModel
 

@@ -1,12 +1,6 @@
-"""Cached activations: the values of named sites on a sample of sequences, in shards aligned across models.
-
-A shard is a folder: `{site}.safetensors` with `values` [T, ...], one file a site; `tokens.safetensors` with, for
-each row, `tokens`, `documents` (a row of documents.parquet) and `positions` [T]; `manifest.json` with the checksum of
-every file and the tokenizer's identity. End-of-text tokens are left out; row t is the same token in every model.
-"""
+"""Fill a shard of the activation store: run a model over a part of the sample and keep the values of its sites."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,17 +11,9 @@ from universality.corpus.tokens import TokenSequences, read_tokens
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel, load_model
 from universality.runtime import progress
-from universality.storage import read_json, read_tensors, replacing, sha256, write_json
+from universality.storage import replacing, sha256, write_json
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class TokenRows(NamedTuple):
-    """Per cached row [T]: token id, row of documents.parquet, position in its sequence."""
-
-    tokens: np.ndarray
-    documents: np.ndarray
-    positions: np.ndarray
 
 
 def sample_rows(sequences: TokenSequences, split: str, shard: int, settings: ActivationsSettings) -> np.ndarray:
@@ -96,49 +82,3 @@ def cache_shard(
             "rows": int(kept.sum()),
         }
         write_json(folder / "manifest.json", manifest)
-
-
-def read_site(shards: list[Path], site: str) -> torch.Tensor:
-    """The site's values over all shards [T, ...], float32. Raises StudyError naming a damaged or missing shard."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    parts = []
-    for shard in shards:
-        manifest, path = _manifest(shard), shard / f"{site}.safetensors"
-        if site not in sites_in(shard):
-            raise StudyError(f"{shard}: holds no site {site!r}; it holds {', '.join(sites_in(shard))}")
-        try:
-            values = load_file(path)["values"]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise StudyError(f"{path}: truncated or damaged: {error}") from None
-        if len(values) != manifest["rows"]:
-            raise StudyError(f"{path}: has {len(values)} rows where the shard's manifest says {manifest['rows']}")
-        parts.append(values.float())
-    return torch.cat(parts)
-
-
-def sites_in(shard: Path) -> list[str]:
-    """The sites a shard holds, sorted."""
-    names = [name.removesuffix(".safetensors") for name in _manifest(shard)["checksums"]]
-    return sorted(name for name in names if name != "tokens")
-
-
-def read_rows(shards: list[Path]) -> TokenRows:
-    """Token, document and position of every row over all shards."""
-    parts = [read_tensors(shard / "tokens.safetensors") for shard in shards]
-    return TokenRows(*(np.concatenate([p[name] for p in parts]) for name in TokenRows._fields))
-
-
-def check_aligned(a: list[Path], b: list[Path]) -> None:
-    """Raises StudyError naming the first pair of shards that do not hold the same tokens of the same tokenizer."""
-    for left, right in zip(a, b, strict=True):
-        one, two = _manifest(left), _manifest(right)
-        if one["tokenizer"] != two["tokenizer"]:
-            raise StudyError(f"{left} and {right}: different tokenizers, {one['tokenizer']} and {two['tokenizer']}")
-        if one["checksums"]["tokens.safetensors"] != two["checksums"]["tokens.safetensors"]:
-            raise StudyError(f"{left} and {right}: different tokens; make both from the same sample")
-
-
-def _manifest(shard: Path) -> dict:
-    return read_json(shard / "manifest.json")

@@ -44,7 +44,7 @@ def compare(
     """Max pairwise Pearson correlation both ways over all layers, with bootstrap intervals over documents."""
     configure(threads, log)
     job = parse_argument(AlignmentJob, settings)
-    from universality.activations.cache import check_aligned
+    from universality.activations.store import check_aligned
     from universality.alignment.compare import read_feature_side, read_neuron_side, write_comparison
 
     check_aligned(rows_a, rows_b)

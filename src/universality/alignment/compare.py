@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import scipy.sparse
 
-from universality.activations.cache import read_rows, read_site, sites_in
+from universality.activations.store import read_rows, read_site, sites_in
 from universality.alignment.bootstrap import (
     DocumentSums,
     dense_sums,

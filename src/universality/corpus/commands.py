@@ -64,6 +64,6 @@ def tokens(
 ) -> None:
     """Cut the tokenized documents into sequences of one length."""
     configure(threads, log)
-    from universality.corpus.tokens import write_tokens
+    from universality.corpus.packing import write_tokens
 
     write_tokens(documents, tokenizer, sequence_length, out)

@@ -8,7 +8,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -73,9 +72,3 @@ def identity(tokenizer: PreTrainedTokenizerFast) -> str:
     merges = [m if isinstance(m, str) else " ".join(m) for m in state["model"].get("merges", [])]
     content = [sorted(tokenizer.get_vocab().items()), merges]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-def unigram_distribution(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Share of each token id [vocab_size] in `tokens`, float64."""
-    counts = np.bincount(tokens.reshape(-1), minlength=vocab_size).astype(np.float64)
-    return counts / counts.sum()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
-from universality.activations.cache import read_site
+from universality.activations.store import read_site
 from universality.errors import StudyError
 from universality.features.settings import FeaturesSettings
 from universality.runtime import log

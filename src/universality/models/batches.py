@@ -8,7 +8,6 @@ of a step depends on (seed, step) alone, so that a training resumed at any step 
 import numpy as np
 import torch
 
-from universality.corpus.tokenizer import unigram_distribution
 from universality.corpus.tokens import TokenSequences
 from universality.models.settings import TrainingSettings
 
@@ -18,7 +17,7 @@ IGNORED = -100  # the label that torch's cross entropy passes over
 class Batches:
     def __init__(self, sequences: TokenSequences, settings: TrainingSettings, batch_size: int, seed: int):
         self.sequences, self.settings, self.batch_size, self.seed = sequences, settings, batch_size, seed
-        frequency = unigram_distribution(sequences.tokens, sequences.vocab_size)
+        frequency = np.bincount(sequences.tokens.ravel(), minlength=sequences.vocab_size).astype(np.float64)
         frequency[sequences.end_of_text] = 0
         self._cumulative = np.cumsum(frequency / frequency.sum())
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from universality.activations.cache import read_site
+from universality.activations.store import read_site
 from universality.errors import StudyError
 from universality.runtime import log, progress
 from universality.saes.base import SAE, read_sae_folder, save_sae

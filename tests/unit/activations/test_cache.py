@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from tests.conftest import LENGTH, tiny_model
-from universality.activations.cache import cache_shard, check_aligned, read_rows, read_site, sample_rows, sites_in
+from universality.activations.cache import cache_shard, sample_rows
 from universality.activations.settings import ActivationsSettings
+from universality.activations.store import check_aligned, read_rows, read_site, sites_in
 from universality.corpus.tokens import read_tokens
 from universality.errors import StudyError
 

@@ -96,7 +96,7 @@ def planted_attention_model():
 
 
 def planted_mamba_model():
-    """A Mamba in which only layer 1's state moves anything between positions: convolutions see their own token alone."""
+    """A Mamba in which only layer 1's state moves anything between positions: convolutions see one token."""
     model = tiny_model("mamba")
     for layer, block in enumerate(model.hf.backbone.layers):
         block.mixer.conv1d.weight[..., :-1] = 0

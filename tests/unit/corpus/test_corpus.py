@@ -6,6 +6,7 @@ import pytest
 from tests.conftest import LENGTH
 from universality.corpus.docstrings import harvest
 from universality.corpus.documents import collect_documents
+from universality.corpus.packing import pack, write_tokens
 from universality.corpus.settings import (
     DocstringsSource,
     DocumentsSettings,
@@ -15,7 +16,7 @@ from universality.corpus.settings import (
     TrainedTokenizer,
 )
 from universality.corpus.tokenizer import identity, load_tokenizer, train_bpe, write_tokenizer
-from universality.corpus.tokens import NO_DOCUMENT, pack, read_tokens, write_tokens
+from universality.corpus.tokens import NO_DOCUMENT, read_tokens
 from universality.errors import StudyError
 from universality.storage import read_table
 
