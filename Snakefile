@@ -22,3 +22,5 @@ rule all:
     default_target: True
     input:
         rules.all_report.input,
+        rules.all_alignment.input,
+        rules.all_circuits.input,

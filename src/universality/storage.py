@@ -28,21 +28,26 @@ def replacing(path: Path | str) -> Iterator[Path]:
     Raises StudyError naming `path` when the file system refuses (no space, read-only, not permitted).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)  # what a killed job may have left
         yield temporary
         _flush(temporary)
-        if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
+        if temporary.is_dir():
+            _remove(path)
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise StudyError(f"{path}: cannot be written: {_reason(error)}") from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

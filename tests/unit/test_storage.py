@@ -101,3 +101,12 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, small_disk):
     (tmp_path / "file").write_text("")
     with pytest.raises(StudyError, match="file: not a folder"):
         check_writable(tmp_path / "file")
+
+
+def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path):
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "half").write_text("half")
+    with replacing(tmp_path / "out") as folder:
+        folder.mkdir()
+        (folder / "part").write_text("whole")
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "part"]

@@ -1,0 +1,104 @@
+"""A copy of the project in a folder of its own, running the smoke study through the very commands users type."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# Left out of comparisons: what tools note for themselves.
+NOT_RESULTS = {".snakemake_timestamp", "README.md"}
+
+
+def environment() -> dict[str, str]:
+    """The tests' environment, with the tools of the interpreter's own virtual environment first."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COVERAGE_", "MAKE", "MFLAGS"))}
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        kept.pop(name, None)
+    git = {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    return kept | git | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+class Project:
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        run = subprocess.run(
+            command, cwd=self.folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        if check and run.returncode:
+            raise AssertionError(f"{' '.join(command)} failed with {run.returncode}:\n{run.stdout[-6000:]}")
+        return run
+
+    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run("snakemake", *arguments, check=check)
+
+    def planned_rules(self, *arguments: str) -> set[str]:
+        """The rules that a run would execute now, without those that only gather."""
+        table = self.snakemake("-n", "--quiet", "host", "reason", *arguments).stdout
+        if "Nothing to be done" in table:
+            return set()
+        lines = table[table.index("Job stats:") :].splitlines()[3:]
+        names = [line.split()[0] for line in lines[: lines.index("")]]
+        return {name for name in names if name not in ("all", "total") and not name.startswith("all_")}
+
+    def dvc_changed(self) -> set[str]:
+        """Stages that `dvc status` finds changed."""
+        import json
+
+        return set(json.loads(self.run("dvc", "status", "--json").stdout))
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        path = self.folder / name
+        text = path.read_text()
+        assert old in text, f"{name} has no {old!r}"
+        path.write_text(text.replace(old, new))
+
+    def result_hashes(self) -> dict[str, str]:
+        """Path below results -> sha256."""
+        base = self.folder / "results"
+        files = [p for p in base.rglob("*") if p.is_file() and p.name not in NOT_RESULTS]
+        return {str(p.relative_to(base)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)}
+
+
+def link_environment(folder: Path) -> None:
+    """Let the Makefile find the environment that runs the tests, as if `make setup` had been run."""
+    venv = Path(sys.prefix)
+    if not (venv / ".ready").exists():
+        (venv / ".ready").touch()
+    (folder / ".venv").symlink_to(venv)
+    for name in ("requirements.lock", "pyproject.toml"):
+        os.utime(folder / name, (0, 0))
+
+
+def new_project(folder: Path, study: str = "studies/smoke.yaml") -> Project:
+    """The working tree as it stands, as a git repository with `study` as its params.yaml."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in listed:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    shutil.copy(ROOT / study, folder / "params.yaml")
+    link_environment(folder)
+    project = Project(folder)
+    project.run("git", "init", "-q")
+    commit(project, "Study")
+    return project
+
+
+def commit(project: Project, message: str) -> None:
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-q", "-m", message)
+
+
+def clone(project: Project, folder: Path) -> Project:
+    project.run("git", "clone", "-q", str(project.folder), str(folder))
+    link_environment(folder)
+    return Project(folder)

@@ -1,0 +1,170 @@
+"""What a new user would get wrong: one clear line, a non-zero exit, nothing half-written taken as done."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.conftest import SENTENCE
+from tests.workflow.project import ROOT, Project
+
+SMOKE = yaml.safe_load((ROOT / "studies" / "smoke.yaml").read_text())
+
+
+def study_in(folder, change) -> Project:
+    """A folder with only a params.yaml, the smoke study on local files after `change`."""
+    study = yaml.safe_load(yaml.safe_dump(SMOKE))
+    study["corpus"]["documents"]["source"] = {"kind": "files", "paths": ["texts"]}
+    study["corpus"]["documents"]["evaluation_fraction"] = 0.4
+    study["corpus"]["tokenizer"]["vocab_size"] = 270
+    change(study)
+    (folder / "texts").mkdir(exist_ok=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(study))
+    return Project(folder)
+
+
+def snakemake(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return project.snakemake("--snakefile", str(ROOT / "Snakefile"), "--cores", "2", *arguments, check=False)
+
+
+def errors(run) -> list[str]:
+    """The lines that tell the user what is wrong, without the clock before them."""
+    lines = [line for line in run.stdout.splitlines() if re.match(r"(\d\d:\d\d:\d\d )?error: ", line)]
+    return sorted({line.split("error: ", 1)[1] for line in lines})
+
+
+def write_texts(folder, n=60):
+    (folder / "texts").mkdir(exist_ok=True)
+    for number in range(n):
+        (folder / "texts" / f"{number:02d}.txt").write_text(f"{number} {SENTENCE} " * 3)
+
+
+def set_value(*path):
+    """A change that puts the last of `path` at the keys before it."""
+
+    def change(study):
+        *keys, last, value = path
+        for key in keys:
+            study = study[key]
+        study[last] = value
+
+    return change
+
+
+BEFORE_ANY_JOB = [
+    (set_value("models", "zoo", "neox", "family", "gpt5"), "models.zoo.neox.family: 'gpt5' is not allowed"),
+    (set_value("models", "zoo", "mamba", "layers", [5]), "layer 5 is out of range: n_layers=2 has 0 to 1"),
+    (set_value("saes", "variants", "topk", "kk", 3), "saes.variants.topk.kk: unknown key; allowed here: "),
+    (set_value("corpus", "documents", "source", "paths", ["texts/*.md"]), "'texts/*.md' matches no .txt, .jsonl, "),
+    (lambda study: None, "'texts' matches no .txt, .jsonl, .parquet file"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BEFORE_ANY_JOB)
+def test_refused_before_any_job(tmp_path, change, message):
+    run = snakemake(study_in(tmp_path, change))
+    assert run.returncode != 0
+    assert len(errors(run)) == 1
+    assert message in errors(run)[0]
+    assert "Job stats" not in run.stdout
+
+
+def test_results_that_cannot_be_written(tmp_path):
+    write_texts(tmp_path)
+    (tmp_path / "results").write_text("a file where the folder should be")
+    run = snakemake(study_in(tmp_path, lambda study: None))
+    assert run.returncode != 0
+    assert errors(run) == ["results: not a folder that can be written to: File exists"]
+
+
+def fails_with(project: Project, target: str, message: str) -> None:
+    run = snakemake(project, target)
+    assert run.returncode != 0
+    assert len(errors(run)) == 1, run.stdout
+    assert message in errors(run)[0]
+    assert not (project.folder / target).exists()
+
+
+def test_a_file_that_is_not_utf8(tmp_path):
+    write_texts(tmp_path)
+    (tmp_path / "texts" / "latin.txt").write_bytes(b"caf\xe9")
+    project = study_in(tmp_path, lambda study: None)
+    fails_with(project, "results/corpus/documents.parquet", "texts/latin.txt: not UTF-8: byte 3 is 0xe9")
+
+
+def test_a_corpus_shorter_than_one_sequence(tmp_path):
+    write_texts(tmp_path, 6)
+    project = study_in(tmp_path, set_value("corpus", "sequence_length", 5000))
+    fails_with(project, "results/corpus/tokens", "corpus.sequence_length: 5000 is longer than the whole")
+
+
+def test_a_truncated_parquet(tmp_path):
+    write_texts(tmp_path)
+    project = study_in(tmp_path, lambda study: None)
+    documents = tmp_path / "results" / "corpus" / "documents.parquet"
+    assert snakemake(project, "results/corpus/documents.parquet").returncode == 0
+    documents.write_bytes(documents.read_bytes()[:-30])
+    fails_with(project, "results/corpus/tokenizer", "results/corpus/documents.parquet: not a readable parquet file")
+
+
+def test_a_hub_name_without_network(tmp_path):
+    write_texts(tmp_path)
+    hub = {"source": "hub", "family": "gpt_neox", "name": "EleutherAI/pythia-160m", "n_layers": 12}
+    project = study_in(tmp_path, set_value("models", "zoo", "neox", hub))
+    fails_with(project, "results/models/neox", "models.zoo.neox (EleutherAI/pythia-160m): cannot be loaded")
+    data_set = {"kind": "hub", "name": "nobody/nothing", "max_documents": 3}
+    project = study_in(tmp_path, set_value("corpus", "documents", "source", data_set))
+    fails_with(project, "results/corpus/documents.parquet", "data set nobody/nothing: cannot be streamed")
+
+
+def test_a_full_disk(tmp_path):
+    write_texts(tmp_path)
+    project = study_in(tmp_path, set_value("models", "zoo", "neox", "d_model", 128))
+    small = tmp_path / "results" / "models"
+    assert snakemake(project, "results/corpus/tokens").returncode == 0
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        run = snakemake(project, "results/models/neox")
+        assert run.returncode != 0
+        assert len(errors(run)) == 1, run.stdout
+        assert re.search(r"results/models/neox: cannot be written: .*[Nn]o space left", errors(run)[0])
+        assert [p.name for p in small.iterdir()] == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_the_papers_study_plans_without_network(tmp_path):
+    (tmp_path / "params.yaml").write_text((ROOT / "studies" / "paper.yaml").read_text())
+    run = snakemake(Project(tmp_path), "-n", "--quiet", "host", "reason")
+    assert run.returncode == 0
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", run.stdout, re.M))
+    # L1 for two seeds and TopK for one, on 12 + 24 layers; 20 train and 2 evaluation shards of each model
+    assert int(counts["saes"]) == int(counts["features"]) == 3 * (12 + 24)
+    assert int(counts["activations"]) == 2 * (20 + 2)
+    assert int(counts["models"]) == 2
+    outputs = set(re.findall(r"output: results/saes/(\w+)/relu_l1/seed_0/layer_(\d+)", run.stdout))
+    assert outputs == {("pythia", str(n)) for n in range(12)} | {("mamba", str(n)) for n in range(24)}
+
+
+def command_names():
+    import typer
+
+    from universality.cli import app
+
+    for stage, group in typer.main.get_command(app).commands.items():
+        for command in group.commands:
+            yield stage, command
+
+
+@pytest.mark.parametrize(("stage", "command"), list(command_names()))
+def test_every_command_has_help_with_an_example(stage, command):
+    run = subprocess.run(
+        [sys.executable, "-m", "universality.cli", stage, command, "--help"], capture_output=True, text=True
+    )
+    assert run.returncode == 0
+    assert f"universality {stage} {command}" in run.stdout
+    assert f"Example: universality {stage} {command}" in " ".join(run.stdout.split())

@@ -1,0 +1,164 @@
+"""The smoke study from one command: complete, recorded, shared, repeated and edited."""
+
+import json
+import math
+import re
+import shutil
+
+import pytest
+
+from tests.workflow.project import ROOT, Project, clone
+from universality.config import load_study
+from universality.plan import Plan
+from universality.storage import read_table
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workflow")]
+
+
+def numbers(value):
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from numbers(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from numbers(inner)
+    elif isinstance(value, float | int):
+        yield value
+
+
+def test_the_results_are_all_there(study):
+    results = study.folder / "results"
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert all(math.isfinite(n) for n in numbers(metrics))
+    settings = load_study(study.folder / "params.yaml")
+    assert set(metrics["alignment"]) == set(settings.alignment.comparisons)
+    assert set(metrics["models"]) == set(metrics["circuits"]["induction"]) == {"mamba", "neox", "neox_seed1"}
+    assert set(metrics["circuits"]["off_by_one"]) == {"mamba"}
+    columns = "model layer feature best_model best_layer best_feature mppc mppc_low mppc_high frequency dead".split()
+    for name, comparison in settings.alignment.comparisons.items():
+        table = read_table(results / "alignment" / f"{name}.parquet").to_pandas()
+        assert list(table.columns) == columns
+        assert set(table.model) == {comparison.a.model, comparison.b.model}
+        if comparison.setting != "neurons":
+            assert len(table) == 2 * 2 * settings.saes.training.d_sae
+        live = table[~table.dead]
+        assert live.mppc.between(-1, 1).all()
+        assert (live.best_layer >= 0).all()
+    assert "alignment" in study.run("dvc", "metrics", "show", "--json").stdout
+
+
+def test_the_page_needs_nothing_but_itself(study):
+    page = (study.folder / "results" / "report" / "index.html").read_text()
+    assert page.count("<svg") == 6
+    outside = re.findall(r"(?:src|href)\s*=\s*[\"'](?!#)[^\"']*", page)
+    assert [link for link in outside if "w3.org" not in link and '"data:' not in link] == []
+    for name in load_study(study.folder / "params.yaml").alignment.comparisons:
+        assert name in page
+
+
+def test_every_job_leaves_a_log_and_its_benchmark(study):
+    logs = study.folder / "logs"
+    n_saes = len(Plan(load_study(study.folder / "params.yaml")).feature_sets())
+    for stage, count in {"corpus": 3, "models": 3, "saes": n_saes, "features": n_saes, "alignment": 8}.items():
+        for suffix in ("log", "tsv"):
+            assert len(list((logs / stage).rglob(f"*.{suffix}"))) == count, (stage, suffix)
+    assert re.search(r"neox step 40: text [\d.]+ nats", (logs / "models" / "neox.log").read_text())
+    assert re.search(r"steps: 60/60, [\d.]+/s, 0 s left", study.run_log)
+
+
+def test_afterwards_there_is_nothing_to_do(study):
+    assert "Nothing to be done" in study.snakemake("-n").stdout
+    assert study.dvc_changed() == set()
+    assert "up to date" in study.run("dvc", "repro").stdout
+    assert "Nothing to be done" in study.snakemake("-n").stdout
+
+
+@pytest.fixture(scope="module")
+def colleague(study, tmp_path_factory) -> Project:
+    """A second clone after `make sync`."""
+    project = clone(study, tmp_path_factory.mktemp("clone") / "b")
+    project.run("make", "sync")
+    return project
+
+
+def test_a_colleague_gets_it_all_without_running_anything(study, colleague):
+    assert "Nothing to be done" in colleague.snakemake("-n").stdout
+    assert colleague.dvc_changed() == set()
+    assert "up to date" in colleague.run("dvc", "repro").stdout
+    assert colleague.result_hashes() == study.result_hashes()
+
+
+AFTER_SAES = {"saes", "features", "alignment", "report"}
+
+
+def test_an_edited_k_reruns_the_saes_and_what_follows_in_both_tools(study, colleague):
+    # The second variant is untouched by k; with Snakemake its SAEs stay, DVC reruns whole stages.
+    colleague.edit("params.yaml", "k: 4,", "k: 5,")
+    assert colleague.planned_rules() == AFTER_SAES
+    saes = colleague.snakemake("-n", "--quiet", "host").stdout
+    assert "relu_l1/seed_0/layer_0\n" not in "".join(re.findall(r"output: (results/saes\S*\n)", saes))
+    assert colleague.dvc_changed() == {"saes"}
+    output = colleague.run("dvc", "repro").stdout
+    ran = set(re.findall(r"Running stage '(\w+)'", output))
+    assert ran == AFTER_SAES
+    assert "Nothing to be done" in colleague.snakemake("-n").stdout
+    changed = {name for name, digest in colleague.result_hashes().items() if study.result_hashes().get(name) != digest}
+    assert {name.split("/")[0] for name in changed} <= {*AFTER_SAES, "metrics.json"}
+    assert not any("relu_l1" in name for name in changed if name.startswith(("saes", "features")))
+    colleague.run("git", "checkout", "-q", ".")
+    colleague.run("dvc", "checkout", "-q")
+    colleague.snakemake("--touch", "--forceall", "--cores", "1")
+    assert colleague.result_hashes() == study.result_hashes()
+
+
+@pytest.mark.parametrize(
+    ("file", "rules"),
+    [
+        ("src/universality/saes/topk.py", AFTER_SAES),
+        ("src/universality/circuits/off_by_one.py", {"circuits", "report"}),
+        ("src/universality/report/page.html.j2", {"report"}),
+        ("src/universality/alignment/mppc.py", {"alignment", "report"}),
+    ],
+)
+def test_edited_code_reruns_the_stages_that_run_it(study, tmp_path, file, rules):
+    project = Project(tmp_path / "copy")
+    shutil.copytree(study.folder, project.folder, symlinks=True)
+    path = project.folder / file
+    path.write_text(path.read_text() + "\n")
+    assert project.planned_rules() == rules
+    assert project.dvc_changed() <= rules
+    assert project.dvc_changed() == {name for name in rules if name in project.dvc_changed()} != set()
+
+
+def test_an_audit_on_one_core_finds_the_same_bytes(study, colleague):
+    """Everything again, serially, on one core where the first run had all; dvc.lock must not change."""
+    before = (colleague.folder / "dvc.lock").read_bytes()
+    colleague.run("taskset", "--cpu-list", "0", "make", "audit")
+    assert (colleague.folder / "dvc.lock").read_bytes() == before
+    assert colleague.result_hashes() == study.result_hashes()
+
+
+def test_dvc_yaml_is_what_the_code_says():
+    from universality.study.dvc import dvc_yaml
+
+    assert (ROOT / "dvc.yaml").read_text() == dvc_yaml(ROOT), "run `make dvc.yaml`"
+
+
+def test_both_tools_have_one_dag(study):
+    """Edges between DVC's stages, from its own graph, against edges between Snakemake's rules."""
+    dot = study.snakemake("--rulegraph", "dot", "--forceall", "--quiet", "all").stdout
+    names = dict(re.findall(r'(\d+)\[label = "(\w+)"', dot))
+    rules = {(names[a], names[b]) for a, b in re.findall(r"(\d+) -> (\d+)", dot)}
+    rules = {(a, b) for a, b in rules if b != "all"}
+    mermaid = study.run("dvc", "dag", "--dot").stdout
+    stages = set(re.findall(r'"(\w+)" -> "(\w+)"', mermaid))
+    assert stages
+    assert reduced(stages) == reduced(rules)
+    assert {name for edge in stages for name in edge} == set(names.values()) - {"all"}
+
+
+def reduced(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Without edges that a longer path implies: Snakemake leaves those out of its drawing."""
+    import networkx
+
+    return set(networkx.transitive_reduction(networkx.DiGraph(edges)).edges)
