@@ -25,6 +25,7 @@ def configure(threads: int, log_file: Path | None) -> None:
         os.environ[variable] = str(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars; ours show rate and time left
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries; a failure is reported once, by us
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)

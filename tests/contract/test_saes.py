@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from universality.errors import StudyError
 from universality.saes.settings import ReluL1Settings, SAETraining, TopKSettings
-from universality.saes.training import build_sae, load_sae, train_sae
+from universality.saes.training import train_sae
+from universality.saes.variants import build_sae, load_sae
 
 VARIANTS = {
     "topk": TopKSettings(k=3, k_aux=8, aux_coefficient=0.03125, dead_steps=20),

@@ -55,7 +55,7 @@ def test_killed_jobs_run_again_to_the_same_bytes(study, tmp_path):
         assert run_and_kill(project, stage, tmp_path / "log") != 0, stage
     completed = project.snakemake()
     assert project.result_hashes() == study.result_hashes(), completed.stdout[-3000:]
-    partial = [p for p in (project.folder / "results").rglob(".*partial*")]
+    partial = list((project.folder / "results").rglob(".*partial*"))
     assert partial == [], "leftovers of killed jobs"
 
 

@@ -54,4 +54,4 @@ def compare(
     else:
         side_a = read_feature_side(job.comparison.a.model, job.layers_a, a or [])
         side_b = read_feature_side(job.comparison.b.model, job.layers_b, b or [])
-    write_comparison(job.comparison.setting, side_a, side_b, rows_a, job.statistics, out, summary)
+    write_comparison(job.comparison, side_a, side_b, rows_a, job.statistics, out, summary)

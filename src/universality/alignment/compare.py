@@ -29,7 +29,7 @@ from universality.alignment.mppc import (
     best_over_layers,
     dense_correlations,
 )
-from universality.alignment.settings import Statistics
+from universality.alignment.settings import Comparison, Statistics
 from universality.errors import StudyError
 from universality.features.codes import read_codes
 from universality.runtime import log, progress
@@ -153,12 +153,22 @@ def _summary(model: str, other: str, mppc: np.ndarray, resampled: np.ndarray, co
 
 
 def write_comparison(
-    setting: str, a: ModelSide, b: ModelSide, shards: list[Path], settings: Statistics, table: Path, summary: Path
+    comparison: Comparison,
+    a: ModelSide,
+    b: ModelSide,
+    shards: list[Path],
+    settings: Statistics,
+    table: Path,
+    summary: Path,
 ) -> None:
-    if setting == "shuffled":
+    """Compare, and write table and summary; the summary names the sides. `shards` are side a's evaluation shards."""
+    if comparison.setting == "shuffled":
         b = shuffled(b, settings.shuffle_seed)
     columns, means = compare(a, b, read_rows(shards).documents, settings)
     both = means["both"]
-    log.info("%s: mean MPPC %.4f [%.4f, %.4f]", setting, both["mean"], both["low"], both["high"])
+    log.info(
+        "%s and %s, %s: mean MPPC %.4f [%.4f, %.4f]",
+        a.model, b.model, comparison.setting, both["mean"], both["low"], both["high"],
+    )  # fmt: skip
     write_table(table, columns)
-    write_json(summary, {"setting": setting, "confidence": settings.confidence, **means})
+    write_json(summary, {**comparison.model_dump(mode="json"), "confidence": settings.confidence, **means})

@@ -32,6 +32,6 @@ def encode(
     configure(threads, log)
     parsed = parse_argument(FeaturesSettings, settings)
     deterministic_torch(threads)
-    from universality.features.codes import encode_site
+    from universality.features.encode import encode_site
 
     encode_site(activations, site, sae, parsed, out)

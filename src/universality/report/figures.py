@@ -61,7 +61,7 @@ def mppc_distributions(results: Results) -> str:
                 f"{both['mean']:.3f}", (both["mean"], place), (0, 7), textcoords="offset points", ha="center"
             )
         left.set(xlabel="max pairwise Pearson correlation", ylabel="share of features above", ylim=(0, 1))
-        left.legend(frameon=False, fontsize=8, loc="lower left")
+        left.legend(frameon=False, fontsize=8, loc="upper right")
         right.set(yticks=range(len(names)), yticklabels=names, xlabel="mean MPPC", xlim=(0, 1.02))
         right.invert_yaxis()
         return _svg(figure)

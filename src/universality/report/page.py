@@ -48,7 +48,7 @@ def render(title: str, results: Results, measured: dict) -> str:
         comparisons=[(name, measured["alignment"][name], summaries[name]) for name in order],
         setting_names=SETTING_NAMES,
         figures=_figures(results),
-        verdicts=_verdicts(measured["alignment"]),
+        verdicts=_verdicts(results),
     )
 
 
@@ -67,19 +67,23 @@ def _figures(results: Results) -> dict[str, str]:
     return drawn
 
 
-def _verdicts(alignment: dict[str, dict]) -> list[str]:
-    """What the intervals say of each cross-architecture comparison against each null, in words."""
+def _verdicts(results: Results) -> list[str]:
+    """What the intervals say of each cross-architecture comparison against the null of the same two sides, in words."""
     lines = []
-    nulls = {name: c for name, c in alignment.items() if c["setting"] == "shuffled"}
-    for name, cross in alignment.items():
-        if cross["setting"] != "cross_architecture":
-            continue
-        for null_name, null in nulls.items():
-            if cross["low"] > null["high"]:
-                relation = "above, the intervals do not overlap"
-            elif cross["high"] < null["low"]:
-                relation = "below, the intervals do not overlap"
-            else:
-                relation = "not told apart: the intervals overlap"
-            lines.append(f"{name} ({cross['mean']:.3f}) against {null_name} ({null['mean']:.3f}): {relation}")
+    for name, cross in results.comparisons.items():
+        for null_name, null in results.comparisons.items():
+            same_sides = all(cross.summary[side] == null.summary[side] for side in ("a", "b"))
+            settings = (cross.summary["setting"], null.summary["setting"])
+            if settings == ("cross_architecture", "shuffled") and same_sides:
+                lines.append(_verdict(name, cross.summary["both"], null_name, null.summary["both"]))
     return lines
+
+
+def _verdict(name: str, mean: dict, null_name: str, null: dict) -> str:
+    if mean["low"] > null["high"]:
+        relation = "above; the intervals do not overlap"
+    elif mean["high"] < null["low"]:
+        relation = "below; the intervals do not overlap"
+    else:
+        relation = "not told apart; the intervals overlap"
+    return f"{name} ({mean['mean']:.3f}) against {null_name} ({null['mean']:.3f}): {relation}"

@@ -1,0 +1,72 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from universality.provenance import code_hash, source_files
+from universality.study.dvc import STAGES
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = sorted({stage.package for stage in STAGES})
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_closure_is_closed_under_real_imports(package):
+    """Import every module of the closure in a fresh interpreter: nothing of ours outside it may have been loaded."""
+    files = source_files(ROOT / "src", f"universality.{package}.commands")
+    names = [".".join(f.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__") for f in files]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        "print(*sorted(n for n in sys.modules if n.split('.')[0] == 'universality'))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert set(loaded) <= set(names)
+    assert f"universality.{package}.commands" in loaded
+
+
+def test_stages_do_not_depend_on_how_earlier_ones_compute():
+    def packages(stage):
+        files = source_files(ROOT / "src", f"universality.{stage}.commands")
+        return {f.relative_to(ROOT / "src" / "universality").parts[0] for f in files}
+
+    assert "models" not in packages("saes") | packages("features") | packages("alignment") | packages("report")
+    assert "saes" not in packages("models") | packages("activations") | packages("circuits") | packages("alignment")
+    assert not {"alignment", "circuits", "report"} & packages("features")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    package = tmp_path / "src" / "universality"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "inner" / "__init__.py").write_text("from universality import shared\n")
+    (package / "inner" / "commands.py").write_text("def run():\n    from universality.inner.work import do\n")
+    (package / "inner" / "work.py").write_text("import universality.deep\n")
+    for name in ("shared", "deep", "unused"):
+        (package / f"{name}.py").write_text("x = 1\n")
+    (tmp_path / "requirements.lock").write_text("numpy==1\n")
+    source_files.cache_clear()
+    return tmp_path
+
+
+def test_imports_in_functions_and_packages_count_and_the_rest_does_not(tree):
+    names = {f.name for f in source_files(tree / "src", "universality.inner.commands") if f.name != "__init__.py"}
+    assert names == {"commands.py", "work.py", "deep.py", "shared.py"}
+
+
+def test_the_hash_follows_content_and_the_lock_file_alone(tree):
+    def current():
+        source_files.cache_clear()
+        return code_hash(tree, "universality.inner.commands")
+
+    before = current()
+    (tree / "src" / "universality" / "unused.py").write_text("x = 2\n")
+    (tree / "src" / "universality" / "deep.py").touch()
+    assert current() == before
+    (tree / "src" / "universality" / "deep.py").write_text("x = 2\n")
+    edited = current()
+    assert edited != before
+    (tree / "requirements.lock").write_text("numpy==2\n")
+    assert current() != edited

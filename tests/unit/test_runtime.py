@@ -1,0 +1,62 @@
+import os
+import pty
+import re
+import subprocess
+import sys
+
+from universality import runtime
+
+SCRIPT = """
+import time
+from universality.runtime import configure, progress
+configure(1, None)
+for _ in progress(range(20), "sheep", total=30, done=10):
+    time.sleep(0.02)
+"""
+
+
+def test_without_a_terminal_progress_is_plain_lines_with_rate_and_time_left():
+    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d sheep: 30/30, [\d.]+/s, 0 s left\n", run.stderr)
+
+
+def test_on_a_terminal_progress_is_a_bar():
+    ours, theirs = pty.openpty()
+    run = subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=theirs, env=os.environ | {"TERM": "xterm"})
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(ours, 4096)
+        except OSError:  # the other end is closed
+            break
+    assert run.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert re.search(r"sheep.*━.*30/30.*/s.*\d:\d\d:\d\d", text)
+
+
+def test_lines_come_at_intervals_with_the_right_rate(monkeypatch, caplog):
+    clock = iter(range(0, 10_000, 4))
+    monkeypatch.setattr(runtime.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(runtime.log, "propagate", True)
+    with caplog.at_level("INFO", logger="universality"):
+        assert list(runtime.progress(range(10), "items")) == list(range(10))
+    # one item every four seconds, a line at least ten seconds after the last one, and at the end
+    assert [r.getMessage().split(",")[0] for r in caplog.records] == [
+        "items: 3/10", "items: 6/10", "items: 9/10", "items: 10/10",
+    ]  # fmt: skip
+    assert "0.2/s, 28 s left" in caplog.records[0].getMessage()
+
+
+def test_threads_are_set_for_every_library_and_messages_go_to_the_log(tmp_path):
+    code = (
+        "from pathlib import Path; from universality.runtime import configure, deterministic_torch, log\n"
+        f"configure(2, Path({str(tmp_path / 'deep' / 'job.log')!r})); log.info('said')\n"
+        "import numba; torch = deterministic_torch(2)\n"
+        "assert torch.get_num_threads() == 2 and numba.config.NUMBA_NUM_THREADS == 2\n"
+        "assert torch.are_deterministic_algorithms_enabled()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.endswith("said\n")
+    assert (tmp_path / "deep" / "job.log").read_text().endswith("said\n")
