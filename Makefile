@@ -1,6 +1,6 @@
 # `make run`: the study in params.yaml, from text to report. `make test`: every test. Both set .venv up first.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 READY := .venv/.ready

@@ -44,13 +44,13 @@ def tiny_settings(family: str, **changes) -> TrainedModel:
     return TrainedModel(**values | {"steps": 6, "batch_size": 4, "learning_rate": 0.003} | changes)
 
 
-def tiny_model(family: str, vocab_size: int = 50, **changes) -> LanguageModel:
+def tiny_model(family: str, vocab_size: int = 50, context: int = LENGTH, **changes) -> LanguageModel:
     """A random model of transformers' own making, with weights large enough that every path matters."""
     from transformers import AutoModelForCausalLM
 
     settings = tiny_settings(family, **changes)
     torch.manual_seed(settings.seed)
-    hf = AutoModelForCausalLM.from_config(FAMILIES[family].configure(settings, vocab_size, LENGTH, 0))
+    hf = AutoModelForCausalLM.from_config(FAMILIES[family].configure(settings, vocab_size, context, 0))
     with torch.no_grad():
         for name, parameter in hf.named_parameters():
             if parameter.ndim >= 2 and "A_log" not in name:

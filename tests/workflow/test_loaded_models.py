@@ -1,0 +1,77 @@
+"""A study of models that come from elsewhere: local folders as the hub has Pythia and Mamba, with their tokenizer."""
+
+import json
+
+import pytest
+import yaml
+
+from tests.conftest import tiny_model
+from tests.workflow.test_bad_input import errors, set_value, snakemake, study_in, write_texts
+from universality.corpus.tokenizer import load_tokenizer, train_bpe
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("loaded")]
+
+
+@pytest.fixture
+def folders(tmp_path, corpus):
+    """checkpoints/pythia and checkpoints/mamba, sharing the tokenizer of the tests' corpus."""
+    for name, family in (("pythia", "gpt_neox"), ("mamba", "mamba")):
+        folder = tmp_path / "checkpoints" / name
+        tiny_model(family, vocab_size=304, context=32).hf.save_pretrained(folder)
+        load_tokenizer(corpus / "tokenizer").save_pretrained(folder)
+    return tmp_path
+
+
+def loaded_models(study):
+    zoo = {"pythia": ("gpt_neox", "checkpoints/pythia"), "mamba": ("mamba", "checkpoints/mamba")}
+    study["models"]["zoo"] = {
+        name: {"source": "folder", "family": family, "path": path, "n_layers": 2}
+        for name, (family, path) in zoo.items()
+    }
+    study["models"]["zoo"]["mamba"]["layers"] = [1]
+    study["corpus"]["tokenizer"] = {"kind": "pretrained", "name": "checkpoints/pythia"}
+    study["activations"] |= {"train_sequences": 40, "evaluation_sequences": 20, "shard_sequences": 20}
+    side = {"variant": "topk", "seed": 0}
+    study["alignment"]["comparisons"] = {
+        "cross": {"setting": "cross_architecture", "a": {"model": "pythia", **side}, "b": {"model": "mamba", **side}},
+        "neurons": {"setting": "neurons", "a": {"model": "pythia"}, "b": {"model": "mamba"}},
+    }
+
+
+def test_the_whole_study_runs_on_local_checkpoints(folders):
+    write_texts(folders, 80)
+    project = study_in(folders, loaded_models)
+    run = snakemake(project)
+    assert run.returncode == 0, run.stdout[-4000:]
+    metrics = json.loads((folders / "results" / "metrics.json").read_text())
+    assert set(metrics["alignment"]) == {"cross", "neurons"}
+    assert set(metrics["saes"]) == {"pythia/topk/seed_0", "mamba/topk/seed_0"}
+    assert metrics["models"] == {}
+    assert not (folders / "results" / "saes" / "mamba" / "topk" / "seed_0" / "layer_0").exists()
+    assert "Nothing to be done" in snakemake(project, "-n").stdout
+    # A changed checkpoint is loaded anew.
+    (folders / "checkpoints" / "mamba" / "model.safetensors").touch()
+    plan = snakemake(project, "-n", "--quiet", "host", "reason").stdout
+    assert "results/models/mamba" in plan
+    assert "output: results/models/pythia" not in plan
+
+
+def test_a_mismatch_of_tokenizers_names_both_models(folders):
+    write_texts(folders)
+    train_bpe([f"another text {n}" for n in range(300)], 290).save_pretrained(folders / "checkpoints" / "mamba")
+    run = snakemake(study_in(folders, loaded_models), "results/models/mamba")
+    assert run.returncode != 0
+    assert len(errors(run)) == 1
+    for name in ("models.zoo.mamba (checkpoints/mamba)", "checkpoints/pythia", "must share one tokenizer"):
+        assert name in errors(run)[0]
+
+
+def test_a_study_given_by_configfile_replaces_params_yaml(folders):
+    write_texts(folders)
+    project = study_in(folders, set_value("report", "title", "another"))
+    study = yaml.safe_load((folders / "params.yaml").read_text())
+    loaded_models(study)
+    (folders / "other.yaml").write_text(yaml.safe_dump(study))
+    plan = snakemake(project, "-n", "--configfile", "other.yaml").stdout
+    assert "results/models/pythia" in plan
+    assert "results/models/neox" not in plan
