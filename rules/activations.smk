@@ -26,7 +26,7 @@ rule activations:
         layers=lambda wildcards: [
             f"--layer {layer}" for layer in plan.layers(wildcards.model)
         ],
-        settings=section(study.activations),
+        settings=section(study.activations.cache),
         threads=study.activations.threads,
         code=code("activations"),
     shell:

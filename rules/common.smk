@@ -64,12 +64,18 @@ def checkpoint_files(wildcards):
     )
 
 
+def model_threads(wildcards):
+    """Numerical threads, which are also the cores that Snakemake keeps for the job."""
+    return study.models.zoo[wildcards.model].threads
+
+
 def model_settings(wildcards):
     """The model's settings; how to train only where it is trained."""
     model = study.models.zoo[wildcards.model]
+    made = model.model_dump(mode="json", exclude={"layers"})  # which layers are compared does not change the model
     if model.source == "train":
-        return as_json(model=model, training=study.models.training)
-    return as_json(model=model)
+        return as_json(model=made, training=study.models.training)
+    return as_json(model=made)
 
 
 def side_codes(side):

@@ -21,10 +21,10 @@ rule models:
         "logs/models/{model}.log",
     benchmark:
         "logs/models/{model}.tsv"
-    threads: study.models.threads
+    threads: model_threads
     params:
         settings=model_settings,
-        threads=study.models.threads,
+        threads=model_threads,
         code=code("models"),
     shell:
         "universality models make --name {wildcards.model} --settings {params.settings:q}"

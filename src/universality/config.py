@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import model_validator
 
 from universality.activations.settings import ActivationsSettings
-from universality.alignment.settings import AlignmentSettings
+from universality.alignment.settings import AlignmentSettings, Comparison
 from universality.circuits.settings import CircuitsSettings
 from universality.corpus.settings import CorpusSettings
 from universality.errors import StudyError
@@ -53,6 +53,27 @@ def _check_comparisons(study: Study) -> None:
             if side.variant is not None and side.variant not in study.saes.variants:
                 known = ", ".join(study.saes.variants)
                 raise ValueError(f"{where}.variant: {side.variant!r} is not in saes.variants: {known}")
+        _check_setting(study, f"alignment.comparisons.{name}", comparison)
+
+
+def _check_setting(study: Study, where: str, comparison: Comparison) -> None:
+    """A setting is a claim about what the two sides share; it must hold."""
+    a, b = comparison.a, comparison.b
+    family_a, family_b = (study.models.zoo[side.model].family for side in (a, b))
+    same_sae = a.variant == b.variant
+    holds = {
+        "sae_seed": (a.model == b.model and same_sae and a.seed != b.seed, "one model and variant, two SAE seeds"),
+        "model_seed": (
+            a.model != b.model and family_a == family_b and same_sae,
+            "two models of a family, one variant",
+        ),
+        "cross_architecture": (family_a != family_b, "two models of different families"),
+        "neurons": (a.model != b.model, "two models"),
+        "shuffled": (True, ""),
+    }
+    true, claim = holds[comparison.setting]
+    if not true:
+        raise ValueError(f"{where}: setting {comparison.setting} compares {claim}; these sides do not fit")
 
 
 def load_study(path: Path | str) -> Study:

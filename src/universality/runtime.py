@@ -47,10 +47,15 @@ def deterministic_torch(threads: int):
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None, done: int = 0) -> Iterator[T]:
-    """Pass `items` on, showing how many are done, the rate and the time left: a bar on a terminal, else plain lines."""
+    """Pass `items` on, showing how many are done, the rate and the time left.
+
+    A bar on a terminal; plain lines where there is none, and for jobs with a log file, which share the terminal with
+    others of the same run.
+    """
     if total is None:
         total = len(items) + done  # type: ignore[arg-type]
-    if sys.stderr.isatty():
+    has_log_file = any(isinstance(handler, logging.FileHandler) for handler in log.handlers)
+    if sys.stderr.isatty() and not has_log_file:
         yield from _bar(items, what, total, done)
     else:
         yield from _lines(items, what, total, done)

@@ -20,7 +20,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 class Settings(pydantic.BaseModel):
     """Strict: unknown keys are errors, values are not coerced, instances do not change."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     def canonical(self) -> str:
         """The settings as one line of JSON with sorted keys."""
@@ -41,7 +41,10 @@ def parse(kind: type[S], value: object, where: str) -> S:
 def parse_argument(kind: type[S], text: str) -> S:
     """Settings from a command-line argument: inline JSON, or the path of a YAML or JSON file."""
     if text.lstrip().startswith("{"):
-        return parse(kind, _load(text, "--settings"), "--settings")
+        try:
+            return parse(kind, json.loads(text), "--settings")
+        except json.JSONDecodeError as error:
+            raise StudyError(f"--settings: not valid JSON: {error}") from None
     return parse(kind, read_yaml(text), text)
 
 
@@ -50,14 +53,10 @@ def read_yaml(path: Path | str) -> object:
         text = Path(path).read_text(encoding="utf8")
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return _load(text, str(path))
-
-
-def _load(text: str, where: str) -> object:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise StudyError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise StudyError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _explain(kind: type[pydantic.BaseModel], error) -> str:

@@ -20,9 +20,9 @@ def test_without_a_terminal_progress_is_plain_lines_with_rate_and_time_left():
     assert re.fullmatch(r"\d\d:\d\d:\d\d sheep: 30/30, [\d.]+/s, 0 s left\n", run.stderr)
 
 
-def test_on_a_terminal_progress_is_a_bar():
+def shown_on_a_terminal(script: str) -> str:
     ours, theirs = pty.openpty()
-    run = subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=theirs, env=os.environ | {"TERM": "xterm"})
+    run = subprocess.Popen([sys.executable, "-c", script], stderr=theirs, env=os.environ | {"TERM": "xterm"})
     os.close(theirs)
     shown = b""
     while True:
@@ -31,8 +31,19 @@ def test_on_a_terminal_progress_is_a_bar():
         except OSError:  # the other end is closed
             break
     assert run.wait() == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert re.search(r"sheep.*━.*30/30.*/s.*\d:\d\d:\d\d", text)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+
+
+def test_on_a_terminal_progress_is_a_bar():
+    assert re.search(r"sheep.*━.*30/30.*/s.*\d:\d\d:\d\d", shown_on_a_terminal(SCRIPT))
+
+
+def test_jobs_with_a_log_file_share_the_terminal_in_lines(tmp_path):
+    script = SCRIPT.replace("None", f"__import__('pathlib').Path({str(tmp_path / 'job.log')!r})")
+    text = shown_on_a_terminal(script)
+    assert "━" not in text
+    assert "sheep: 30/30" in text
+    assert "sheep: 30/30" in (tmp_path / "job.log").read_text()
 
 
 def test_lines_come_at_intervals_with_the_right_rate(monkeypatch, caplog):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from universality.activations.settings import ActivationsSettings
+from universality.activations.settings import CacheSettings
 from universality.corpus.tokens import TokenSequences, read_tokens
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel, load_model
@@ -16,16 +16,17 @@ from universality.storage import replacing, sha256, write_json
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def sample_rows(sequences: TokenSequences, split: str, shard: int, settings: ActivationsSettings) -> np.ndarray:
+def sample_rows(sequences: TokenSequences, split: str, shard: int, settings: CacheSettings) -> np.ndarray:
     """Indices of the shard's sequences. Raises StudyError if the split has fewer sequences than asked for."""
-    wanted = settings.train_sequences if split == "train" else settings.evaluation_sequences
     available = len(sequences.tokens)
-    if wanted > available:
+    size = settings.shard_sequences
+    if (shard + 1) * size > available:
         raise StudyError(
-            f"activations.{split}_sequences: {wanted} is more than the {available} sequences the {split} split has"
+            f"activations.{split}_sequences: shard {shard} would need sequences up to {(shard + 1) * size}, more than "
+            f"the {available} that the {split} split has"
         )
-    order = np.random.default_rng(settings.sample_seed).permutation(available)[:wanted]
-    return order[shard * settings.shard_sequences : (shard + 1) * settings.shard_sequences]
+    order = np.random.default_rng(settings.sample_seed).permutation(available)
+    return order[shard * size : (shard + 1) * size]
 
 
 def sites_to_cache(model: LanguageModel, split: str, layers: list[int]) -> list[str]:
@@ -42,7 +43,7 @@ def cache_shard(
     tokens_folder: Path,
     split: str,
     shard: int,
-    settings: ActivationsSettings,
+    settings: CacheSettings,
     out: Path,
 ) -> None:
     """Run the model over one shard of the sample and write the values of its sites.

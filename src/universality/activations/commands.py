@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from universality.activations.settings import ActivationsSettings
+from universality.activations.settings import CacheSettings
 from universality.commands import Log, Out, Settings, Threads, example, stage
 from universality.runtime import configure, deterministic_torch
 from universality.settings import parse_argument
@@ -38,7 +38,7 @@ def cache(
 ) -> None:
     """Run the model over one shard of the sample and write its residual streams (and, held out, its neurons)."""
     configure(threads, log)
-    parsed = parse_argument(ActivationsSettings, settings)
+    parsed = parse_argument(CacheSettings, settings)
     deterministic_torch(threads)
     from universality.activations.cache import cache_shard
 

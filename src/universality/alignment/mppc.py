@@ -71,6 +71,7 @@ def _best_matches(
         for j in range(n_b):
             if sd_b[j] > 0.0:
                 r = (sums[j] / n_tokens - mean_a[i] * mean_b[j]) / (sd_a[i] * sd_b[j])
+                r = max(-1.0, min(1.0, r))  # rounding
                 if r > best:
                     best, where = r, j
         if where >= 0:

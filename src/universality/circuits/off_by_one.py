@@ -1,7 +1,8 @@
 """The off-by-one profile of Mamba: at which position after B is B written into the state that the last position reads?
 
 For each layer and offset d, what position (B + d) writes into the state is exchanged for what it writes in the
-corrupted run, decayed as in the clean run from that same position on; everything after it recomputes.
+corrupted run, decayed as in the clean run from that same position on. Only what the last position reads changes;
+later layers recompute.
 """
 
 from collections.abc import Iterator

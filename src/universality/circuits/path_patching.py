@@ -9,6 +9,9 @@ To measure a path sender -> receiver -> logits on a clean and a corrupted sequen
 
 Beside this direct path, `total` patches the sender alone and lets everything after it recompute.
 
+Receivers are heads (their queries, keys and values) and Mamba's convolution inputs (mamba.L.conv_in, from which the
+state is written; the gate is left at its clean value).
+
 Senders are heads (attn.L.z, one head) for attention, and for Mamba the state that the last position reads
 (mamba.L.last_state), the state-space output at every position (mamba.L.y) and the whole mixer (mamba.L.out).
 """
@@ -55,10 +58,8 @@ def mixing_sites(model: LanguageModel) -> list[str]:
 
 
 def receiver_input(component: Component) -> Component:
-    """Where a receiver takes in what senders wrote: a head's projections, a mixer's convolution input."""
-    if component.head is None:
-        return Component(f"mamba.{component.layer}.conv_in")
-    return Component(f"attn.{component.layer}.qkv", component.head)
+    """Where a receiver takes in what senders wrote: a head's projections; a mixer's convolution input is one itself."""
+    return component if component.head is None else Component(f"attn.{component.layer}.qkv", component.head)
 
 
 def replace(component: Component, value: torch.Tensor) -> Edit:

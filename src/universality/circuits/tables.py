@@ -23,7 +23,7 @@ Row = tuple  # what identifies an effect
 def induction_table(model_folder: Path, tokens_folder: Path, settings: CircuitsSettings, out: Path) -> None:
     """Paths of every sender to the logits, and through the strongest sender found, under every corruption."""
     model, task = _prepare(model_folder, tokens_folder, settings)
-    effects = _over_batches(model, task, settings, _to_logits, "paths to the logits")
+    effects = _over_batches(model, task, settings, PatchingBatch.to_logits, "paths to the logits")
     receiver = _strongest_receiver(effects)
     effects |= _over_batches(
         model, task, settings, lambda batch: batch.to_receiver(receiver), f"paths to {receiver.name}"
@@ -65,10 +65,6 @@ def _batches(task: InductionTask, settings: CircuitsSettings) -> list[InductionT
     return [task.batch(slice(start, start + size)) for start in range(0, settings.samples, size)]
 
 
-def _to_logits(batch: PatchingBatch):
-    yield from batch.to_logits()
-
-
 def _over_batches(
     model: LanguageModel, task: InductionTask, settings: CircuitsSettings, paths: Callable, what: str
 ) -> dict[Row, list[torch.Tensor]]:
@@ -85,7 +81,9 @@ def _over_batches(
 
 
 def _strongest_receiver(effects: dict[Row, list[torch.Tensor]]) -> Component:
-    """The head, or the layer whose state, moves logit_diff most on the direct path when B is replaced."""
+    """The head that moves logit_diff most on the direct path when B is replaced; for Mamba, the convolution input of
+    the layer whose state does.
+    """
 
     def strength(row: Row) -> float:
         return abs(float(torch.cat(effects[row])[:, 0].mean()))
@@ -93,7 +91,7 @@ def _strongest_receiver(effects: dict[Row, list[torch.Tensor]]) -> Component:
     direct = [row for row in effects if row[0] == "replace_B" and row[5] == "direct"]
     candidates = [row for row in direct if row[3] is not None or row[1].endswith("last_state")]
     _, _, layer, head, _, _ = max(candidates, key=strength)
-    return Component(f"attn.{layer}.z", head) if head is not None else Component(f"mamba.{layer}.last_state")
+    return Component(f"attn.{layer}.z", head) if head is not None else Component(f"mamba.{layer}.conv_in")
 
 
 def _write(

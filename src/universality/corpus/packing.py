@@ -48,7 +48,10 @@ def write_tokens(documents: Path, tokenizer_folder: Path, length: int, out: Path
             encoded: list[list[int]] = []
             for start in range(0, len(rows), _BATCH):
                 texts = [table["text"][row] for row in rows[start : start + _BATCH]]
-                encoded += tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+                # A literal "<|endoftext|>" in a text is text, not the control token.
+                encoded += tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+                    "input_ids"
+                ]
             tokens, owners = pack(encoded, rows, length, end_of_text)
             if len(tokens) == 0:
                 raise StudyError(

@@ -11,6 +11,8 @@ class _Model(Settings):
     family: Literal["gpt_neox", "mamba"]
     n_layers: Positive
     """For loaded models checked against their config; named so that the workflow is known before anything is loaded."""
+    threads: Positive = 1
+    """Numerical threads of the job that makes the model."""
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     """The layers whose residual stream is compared; all if left out."""
 
@@ -88,6 +90,5 @@ class TrainingSettings(Settings):
 
 
 class ModelsSettings(Settings):
-    threads: Positive
     training: TrainingSettings
     zoo: Annotated[dict[Name, AnyModel], Field(min_length=1)]

@@ -53,7 +53,11 @@ def _describe(folder: Path) -> dict:
 def depth_map(table: pd.DataFrame, model: str) -> tuple[np.ndarray, list[int], list[int]]:
     """(share [layers, best layers], layers, best layers): where the best matches of each layer's live features lie."""
     rows = table[(table.model == model) & ~table.dead]
-    counts = pd.crosstab(rows.layer, rows.best_layer, normalize="index").sort_index().sort_index(axis=1)
+    counts = pd.crosstab(rows.layer, rows.best_layer, normalize="index")
+    layers, others = (
+        sorted(table.layer[is_model].unique()) for is_model in (table.model == model, table.model != model)
+    )
+    counts = counts.reindex(index=layers, columns=others or layers, fill_value=0.0)
     return counts.to_numpy(), [int(n) for n in counts.index], [int(n) for n in counts.columns]
 
 
@@ -103,11 +107,16 @@ def _alignment_metrics(comparison: Comparison) -> dict:
 def _induction_metrics(table: pd.DataFrame) -> dict:
     clean = table[(table.path == "clean") & (table.corruption == "replace_B")].iloc[0]
     paths = table[(table.receiver == "logits") & (table.path == "direct")]
-    strongest = {}
-    for corruption, rows in paths.groupby("corruption"):
+    strongest: dict[str, dict] = {}
+    for (corruption, kind), rows in paths.groupby(["corruption", paths.sender.map(_kind)]):
         row = rows.loc[rows.logit_diff.idxmin()]
-        strongest[corruption] = {"sender": row.sender, **_interval(row, "logit_diff")}
+        strongest.setdefault(corruption, {})[kind] = {"sender": row.sender, **_interval(row, "logit_diff")}
     return {"clean": {m: _interval(clean, m) for m in ("logit_diff", "log_prob")}, "strongest_direct": strongest}
+
+
+def _kind(sender: str) -> str:
+    """What kind of sender "L2H0", "L1 y" or "L1 last_state" is; kinds contain each other, so each has its strongest."""
+    return sender.split(" ")[1] if " " in sender else "head"
 
 
 def _off_by_one_metrics(table: pd.DataFrame) -> dict:

@@ -6,15 +6,15 @@ import torch
 
 from tests.conftest import LENGTH, tiny_model
 from universality.activations.cache import cache_shard, sample_rows
-from universality.activations.settings import ActivationsSettings
+from universality.activations.settings import CacheSettings
 from universality.activations.store import check_aligned, read_rows, read_site, sites_in
 from universality.corpus.tokens import read_tokens
 from universality.errors import StudyError
 
 
-def settings(**changes) -> ActivationsSettings:
-    values = {"threads": 1, "sample_seed": 3, "train_sequences": 24, "evaluation_sequences": 20}
-    return ActivationsSettings(**values | {"shard_sequences": 10, "batch_size": 4, "dtype": "float32"} | changes)
+def settings(**changes) -> CacheSettings:
+    values = {"sample_seed": 3, "shard_sequences": 10, "batch_size": 4, "dtype": "float32"}
+    return CacheSettings(**values | changes)
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +50,17 @@ def test_cached_values_are_what_the_model_computes(corpus, folders, family):
     assert described.positions.max() == LENGTH - 1
 
 
-def test_more_sequences_extend_the_sample(corpus):
+def test_shards_part_one_endless_sample(corpus):
     sequences = read_tokens(corpus / "tokens", "train")
-    few = sample_rows(sequences, "train", 0, settings())
-    many = sample_rows(sequences, "train", 0, settings(train_sequences=60))
-    assert np.array_equal(few, many)
-    whole = [sample_rows(sequences, "train", n, settings()) for n in range(3)]
-    assert len(np.unique(np.concatenate(whole))) == 24
-    assert settings().n_shards("train") == 3
+    parts = [sample_rows(sequences, "train", n, settings()) for n in range(3)]
+    assert len(np.unique(np.concatenate(parts))) == 30
+    assert np.array_equal(np.concatenate(parts), sample_rows(sequences, "train", 0, settings(shard_sequences=30)))
 
 
 def test_asking_for_more_than_the_corpus_has_is_an_error(corpus):
     sequences = read_tokens(corpus / "tokens", "train")
-    with pytest.raises(StudyError, match=r"activations\.train_sequences: 1000000 is more than the \d+ sequences"):
-        sample_rows(sequences, "train", 0, settings(train_sequences=1_000_000))
+    with pytest.raises(StudyError, match=r"activations\.train_sequences: shard 9999 would need sequences up to 100000"):
+        sample_rows(sequences, "train", 9999, settings())
 
 
 def test_bfloat16_halves_the_bytes_and_keeps_eight_bits(corpus, folders, tmp_path):

@@ -18,7 +18,7 @@ from universality.corpus.settings import (
 from universality.corpus.tokenizer import identity, load_tokenizer, train_bpe, write_tokenizer
 from universality.corpus.tokens import NO_DOCUMENT, read_tokens
 from universality.errors import StudyError
-from universality.storage import read_table
+from universality.storage import read_table, write_table
 
 
 def settings(source, **changes):
@@ -169,3 +169,14 @@ def test_random_jsonl_round_trip(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"body": t}) for t in texts), encoding="utf8")
     table = collect_documents(settings(FilesSource(paths=[str(tmp_path / "*.jsonl")], text_field="body")))
     assert table["text"].to_pylist() == texts
+
+
+def test_a_literal_end_of_text_in_a_text_is_text(corpus, tmp_path):
+    texts = ["before <|endoftext|> after, some more text to fill a sequence or two"] * 3
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"text": f"{n} {t}"}) for n, t in enumerate(texts * 4)))
+    table = collect_documents(settings(FilesSource(paths=[str(tmp_path / "x.jsonl")])))
+    write_table(tmp_path / "documents.parquet", table)
+    write_tokens(tmp_path / "documents.parquet", corpus / "tokenizer", LENGTH, tmp_path / "tokens")
+    sequences = read_tokens(tmp_path / "tokens", "train")
+    special = sequences.tokens == sequences.end_of_text
+    assert (special == (sequences.documents == NO_DOCUMENT)).all()
