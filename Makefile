@@ -22,9 +22,11 @@ $(READY): requirements.lock pyproject.toml
 	pip check
 	touch $@
 
-# Let DVC record what a finished run made. It fails, recording nothing, if the run is not complete.
+# Let DVC record what a finished run made. It fails, recording nothing, if the run is not complete or results/ holds
+# files that this study does not make.
 record: setup
 	snakemake --cores all
+	universality study prune
 	dvc commit --force --no-relink
 	dvc status -q
 
@@ -34,8 +36,9 @@ sync: setup
 	dvc status -q
 	snakemake --touch --forceall --cores 1
 
-# Run everything again, serially; not one byte of the results may change.
+# Run everything again, stage by stage; not one byte of the results may change.
 audit: setup
+	rm -rf checkpoints
 	cp dvc.lock dvc.lock.recorded
 	dvc repro --force --no-run-cache
 	cmp dvc.lock dvc.lock.recorded

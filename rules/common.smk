@@ -1,7 +1,6 @@
 # The study, checked before any job, and what the rules of all stages share.
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -54,14 +53,20 @@ def section(settings):
     return as_json(**settings.model_dump(mode="json"))
 
 
+def folder_files(folder):
+    """The files right in a local folder, so that an edited one is read anew; none if it is a name of the hub."""
+    return sorted(str(path) for path in Path(folder).glob("*") if path.is_file())
+
+
+def tokenizer_files(tokenizer):
+    """The files of a tokenizer that comes from a local folder."""
+    return folder_files(tokenizer.name) if tokenizer.kind == "pretrained" else []
+
+
 def checkpoint_files(wildcards):
-    """The files of a local model folder, so that an edited checkpoint is loaded anew."""
+    """The files of a model that comes from a local folder."""
     model = study.models.zoo[wildcards.model]
-    return (
-        sorted(str(p) for p in Path(model.path).glob("*") if p.is_file())
-        if model.source == "folder"
-        else []
-    )
+    return folder_files(model.path) if model.source == "folder" else []
 
 
 def model_threads(wildcards):
@@ -72,7 +77,9 @@ def model_threads(wildcards):
 def model_settings(wildcards):
     """The model's settings; how to train only where it is trained."""
     model = study.models.zoo[wildcards.model]
-    made = model.model_dump(mode="json", exclude={"layers"})  # which layers are compared does not change the model
+    made = model.model_dump(
+        mode="json", exclude={"layers"}
+    )  # which layers are compared does not change the model
     if model.source == "train":
         return as_json(model=made, training=study.models.training)
     return as_json(model=made)

@@ -28,6 +28,7 @@ rule corpus_documents:
 
 rule corpus_tokenizer:
     input:
+        tokenizer_files(study.corpus.tokenizer),
         documents="results/corpus/documents.parquet",
     output:
         directory("results/corpus/tokenizer"),

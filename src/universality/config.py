@@ -45,6 +45,8 @@ class Study(Settings):
 
 
 def _check_comparisons(study: Study) -> None:
+    if all(comparison.setting == "neurons" for comparison in study.alignment.comparisons.values()):
+        raise ValueError("alignment.comparisons: all compare neurons; at least one must compare SAE features")
     for name, comparison in study.alignment.comparisons.items():
         for label, side in (("a", comparison.a), ("b", comparison.b)):
             where = f"alignment.comparisons.{name}.{label}"

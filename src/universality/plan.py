@@ -1,5 +1,6 @@
 """What a study asks the workflow to make: every result path and what each needs, from the settings alone."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from universality.alignment.settings import Comparison, Side
@@ -57,6 +58,30 @@ class Plan:
 
     def mamba_models(self) -> list[str]:
         return [name for name, model in self.study.models.zoo.items() if model.family == "mamba"]
+
+    def results(self) -> list[str]:
+        """Every file and folder that the study's rules make."""
+        features = [f.path for f in self.feature_sets()]
+        comparisons = self.study.alignment.comparisons
+        return [
+            *(f"results/corpus/{name}" for name in ("documents.parquet", "tokenizer", "tokens")),
+            *(f"results/models/{model}" for model in self.models()),
+            *(shard for model in self.models_with_features() for shard in self.shards(model, "train")),
+            *(shard for model in self.compared_models() for shard in self.shards(model, "evaluation")),
+            *(f"results/{stage}/{path}" for stage in ("saes", "features") for path in features),
+            *(f"results/alignment/{name}.{kind}" for name in comparisons for kind in ("parquet", "json")),
+            *(f"results/circuits/induction_{model}.parquet" for model in self.models()),
+            *(f"results/circuits/off_by_one_{model}.parquet" for model in self.mamba_models()),
+            "results/report",
+            "results/metrics.json",
+        ]
+
+    def foreign_results(self) -> list[Path]:
+        """Files below results/ that the study does not make: left by settings since changed, or by killed jobs."""
+        made = {Path(path) for path in self.results()}
+        known = {".gitignore", "README.md"}
+        files = [path for path in Path("results").rglob("*") if path.is_file() and path.name not in known]
+        return sorted(path for path in files if not made & {path, *path.parents})
 
     def _comparisons(self) -> list[Comparison]:
         return list(self.study.alignment.comparisons.values())

@@ -40,6 +40,14 @@ def code_hash(root: Path, module: str, extra: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()[:16]
 
 
+def running_code(module: str) -> str:
+    """Hash of the source files of `module` as they are installed and running."""
+    digest = hashlib.sha256()
+    for path in source_files(Path(__file__).parents[1], module):
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def _file(source: Path, parts: list[str]) -> Path | None:
     base = source.joinpath(*parts)
     for path in (base / "__init__.py", base.with_suffix(".py")):
@@ -53,6 +61,8 @@ def _imports(path: Path) -> list[str]:
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            raise ValueError(f"{path}:{node.lineno}: relative import; write the full name, which can be followed")
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [f"{node.module}.{alias.name}" for alias in node.names]
     return [name for name in names if name.split(".")[0] == PACKAGE]

@@ -35,6 +35,7 @@ def configure(threads: int, log_file: Path | None) -> None:
     log.handlers[:] = handlers
     log.setLevel(logging.INFO)
     log.propagate = False
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk say, must not hide the error itself
 
 
 def deterministic_torch(threads: int):
@@ -83,4 +84,15 @@ def _lines(items: Iterable[T], what: str, total: int, done: int) -> Iterator[T]:
             rate = count / max(now - start, 1e-9)
             left = (total - done - count) / rate
             log.info("%s: %d/%d, %.1f/s, %.0f s left", what, done + count, total, rate, left)
+            last = now
+
+
+def progress_of_unknown_length(items: Iterable[T], what: str) -> Iterator[T]:
+    """Pass `items` on, telling now and then how many there were and how fast they come."""
+    start = last = time.monotonic()
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= _PLAIN_INTERVAL:
+            log.info("%s: %d, %.1f/s", what, count, count / max(now - start, 1e-9))
             last = now

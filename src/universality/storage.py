@@ -20,6 +20,8 @@ import safetensors.numpy
 
 from universality.errors import StudyError
 
+_FULL = 2**16  # bytes left on a disk that counts as full
+
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
@@ -39,6 +41,11 @@ def replacing(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise StudyError(f"{path}: cannot be written: {_reason(error)}") from error
+    except Exception as error:
+        # Libraries report a full disk in exceptions of many kinds.
+        if not isinstance(error, StudyError) and shutil.disk_usage(path.parent).free < _FULL:
+            raise StudyError(f"{path}: cannot be written: No space left on device") from error
+        raise
     finally:
         _remove(temporary)
 

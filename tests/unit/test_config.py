@@ -38,6 +38,20 @@ BAD = [
     ("alignment.comparisons.cross.a.model", "bert", "cross.a.model: 'bert' is not in models.zoo: mamba, neox"),
     ("alignment.comparisons.cross.a.variant", "x", "cross.a.variant: 'x' is not in saes.variants: topk, relu_l1"),
     ("alignment.comparisons.cross.a", {"model": "neox"}, "neox needs an SAE variant and seed"),
+    ("alignment.comparisons.sae_seed_neox.b.seed", 0, "setting sae_seed compares one model and variant, two SAE seeds"),
+    ("alignment.comparisons.model_seed_neox.b.model", "mamba", "setting model_seed compares two models of a family"),
+    (
+        "alignment.comparisons.cross.b.model",
+        "neox_seed1",
+        "compares two models of different families",
+    ),
+    (
+        "alignment.comparisons",
+        {"n": {"setting": "neurons", "a": {"model": "neox"}, "b": {"model": "mamba"}}},
+        "alignment.comparisons: all compare neurons",
+    ),
+    ("activations.train_sequences", 250, "train_sequences: 250 is not a multiple of cache.shard_sequences=128"),
+    ("models.training.min_induction_gain", float("nan"), "min_induction_gain: nan is not allowed"),
     ("circuits.sequence_length", 99, "circuits.sequence_length: 99 is more than corpus.sequence_length=32"),
     ("report", None, "report: None is not allowed"),
 ]
@@ -106,3 +120,14 @@ def test_settings_come_inline_or_from_a_file(tmp_path):
     assert parse_argument(FeaturesSettings, str(tmp_path / "f.yaml")) == inline
     with pytest.raises(StudyError, match="--settings: batch_sise: unknown key"):
         parse_argument(FeaturesSettings, '{"threads": 1, "batch_size": 8, "batch_sise": 8}')
+
+
+def test_small_numbers_and_any_character_survive_the_command_line():
+    """Rules hand settings over as JSON, where 5e-05 has no point; YAML would take it for text."""
+    study = copy.deepcopy(SMOKE)
+    study["saes"]["training"]["learning_rate"] = 0.00005
+    study["report"]["title"] = "naïve \U0001f40d"
+    checked = check_study(study, "x")
+    for section in (checked.saes.training, checked.report):
+        assert parse_argument(type(section), section.model_dump_json()) == section
+        assert parse_argument(type(section), section.canonical()) == section

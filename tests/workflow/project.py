@@ -102,3 +102,9 @@ def clone(project: Project, folder: Path) -> Project:
     project.run("git", "clone", "-q", str(project.folder), str(folder))
     link_environment(folder)
     return Project(folder)
+
+
+def copy(project: Project, folder: Path) -> Project:
+    """All of it: results, what both tools remember of them, and the environment."""
+    shutil.copytree(project.folder, folder, symlinks=True)
+    return Project(folder)

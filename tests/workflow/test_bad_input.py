@@ -1,5 +1,6 @@
 """What a new user would get wrong: one clear line, a non-zero exit, nothing half-written taken as done."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -117,6 +118,53 @@ def test_a_hub_name_without_network(tmp_path):
     data_set = {"kind": "hub", "name": "nobody/nothing", "max_documents": 3}
     project = study_in(tmp_path, set_value("corpus", "documents", "source", data_set))
     fails_with(project, "results/corpus/documents.parquet", "data set nobody/nothing: cannot be streamed")
+
+
+def test_a_hub_that_does_not_answer(tmp_path, monkeypatch):
+    """Without offline mode the libraries try, and try again; the end is one line all the same."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    project = study_in(tmp_path, lambda study: None)
+    settings = '{"source": {"kind": "hub", "name": "nobody/nothing", "max_documents": 3}, "min_characters": 3, '
+    settings += '"evaluation_fraction": 0.5, "split_seed": 1}'
+    run = project.run("universality", "corpus", "documents", "--settings", settings, "--out", "d.parquet", check=False)
+    assert run.returncode == 1
+    assert errors(run)[0].startswith("data set nobody/nothing: cannot be streamed")
+    assert len(run.stdout.splitlines()) == 1
+
+
+def fill(path) -> None:
+    """Write until the disk is full."""
+    with open(path, "wb", buffering=0) as out, contextlib.suppress(OSError):
+        while True:
+            out.write(b"x" * 4096)
+
+
+def test_a_full_disk_that_holds_logs_and_all(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        write_texts(small)
+        project = study_in(small, lambda study: None)
+        assert snakemake(project, "results/corpus/documents.parquet").returncode == 0
+        fill(small / "filling")
+        command = ["universality", "corpus", "tokenizer", "--documents", "results/corpus/documents.parquet"]
+        command += [
+            "--settings",
+            '{"tokenizer": {"kind": "bpe", "vocab_size": 270}}',
+            "--out",
+            "results/corpus/tokenizer",
+        ]
+        run = project.run(*command, "--log", "logs/tokenizer.log", check=False)
+        assert run.returncode == 1
+        assert len(errors(run)) == 1, run.stdout
+        assert "No space left on device" in errors(run)[0]
+        assert "Traceback" not in run.stdout
+        assert not (small / "results" / "corpus" / "tokenizer").exists()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_a_full_disk(tmp_path):

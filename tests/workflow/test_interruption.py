@@ -9,9 +9,12 @@ import time
 import psutil
 import pytest
 
-from tests.workflow.project import Project, environment
+from tests.workflow.project import Project, copy, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workflow")]
+
+
+STAGES = ("corpus", "models", "activations", "saes", "features", "alignment", "circuits", "report")
 
 
 def stage_of(process: psutil.Process) -> str | None:
@@ -25,7 +28,7 @@ def stage_of(process: psutil.Process) -> str | None:
 
 
 def run_and_kill(project: Project, stage: str, log, *arguments: str) -> int:
-    """Run Snakemake and kill -9 the first job of `stage` a second after it began; the exit status of Snakemake."""
+    """Run Snakemake and kill -9 the first job of `stage` soon after it began; the exit status of Snakemake."""
     with open(log, "a") as out:
         run = subprocess.Popen(
             ["snakemake", *arguments], cwd=project.folder, env=environment(), stdout=out, stderr=subprocess.STDOUT
@@ -35,7 +38,7 @@ def run_and_kill(project: Project, stage: str, log, *arguments: str) -> int:
             if not killed:
                 for child in psutil.Process(run.pid).children(recursive=True):
                     if stage_of(child) == stage:
-                        time.sleep(1)
+                        time.sleep(0.5)
                         if child.is_running():
                             child.send_signal(signal.SIGKILL)
                             killed = True
@@ -46,12 +49,11 @@ def run_and_kill(project: Project, stage: str, log, *arguments: str) -> int:
 
 
 def test_killed_jobs_run_again_to_the_same_bytes(study, tmp_path):
-    project = Project(tmp_path / "copy")
-    shutil.copytree(study.folder, project.folder, symlinks=True)
-    for name in ("models", "activations", "saes", "features", "alignment", "circuits", "report"):
+    project = copy(study, tmp_path / "copy")
+    for name in STAGES:
         shutil.rmtree(project.folder / "results" / name)
     (project.folder / "results" / "metrics.json").unlink()
-    for stage in ("models", "activations", "saes", "alignment"):
+    for stage in STAGES:
         assert run_and_kill(project, stage, tmp_path / "log") != 0, stage
     completed = project.snakemake()
     assert project.result_hashes() == study.result_hashes(), completed.stdout[-3000:]
@@ -60,8 +62,7 @@ def test_killed_jobs_run_again_to_the_same_bytes(study, tmp_path):
 
 
 def test_a_killed_snakemake_is_unlocked_and_goes_on(study, tmp_path):
-    project = Project(tmp_path / "copy")
-    shutil.copytree(study.folder, project.folder, symlinks=True)
+    project = copy(study, tmp_path / "copy")
     shutil.rmtree(project.folder / "results" / "alignment")
     run = subprocess.Popen(["snakemake"], cwd=project.folder, env=environment(), start_new_session=True)
     while not any(stage_of(child) == "alignment" for child in psutil.Process(run.pid).children(recursive=True)):

@@ -3,11 +3,10 @@
 import json
 import math
 import re
-import shutil
 
 import pytest
 
-from tests.workflow.project import ROOT, Project, clone
+from tests.workflow.project import ROOT, Project, clone, copy
 from universality.config import load_study
 from universality.plan import Plan
 from universality.storage import read_table
@@ -112,22 +111,50 @@ def test_an_edited_k_reruns_the_saes_and_what_follows_in_both_tools(study, colle
 
 
 @pytest.mark.parametrize(
-    ("file", "rules"),
+    ("file", "stages", "rules"),
     [
-        ("src/universality/saes/topk.py", AFTER_SAES),
-        ("src/universality/circuits/off_by_one.py", {"circuits", "report"}),
-        ("src/universality/report/page.html.j2", {"report"}),
-        ("src/universality/alignment/mppc.py", {"alignment", "report"}),
+        ("src/universality/saes/topk.py", {"saes", "features"}, AFTER_SAES),
+        ("src/universality/circuits/off_by_one.py", {"circuits"}, {"circuits", "report"}),
+        ("src/universality/report/page.html.j2", {"report"}, {"report"}),
+        ("src/universality/alignment/mppc.py", {"alignment"}, {"alignment", "report"}),
     ],
 )
-def test_edited_code_reruns_the_stages_that_run_it(study, tmp_path, file, rules):
-    project = Project(tmp_path / "copy")
-    shutil.copytree(study.folder, project.folder, symlinks=True)
+def test_edited_code_reruns_the_stages_that_run_it(study, tmp_path, file, stages, rules):
+    """`stages` depend on the file themselves, which DVC's status tells; `rules` are these and what follows."""
+    project = copy(study, tmp_path / "copy")
     path = project.folder / file
     path.write_text(path.read_text() + "\n")
     assert project.planned_rules() == rules
-    assert project.dvc_changed() <= rules
-    assert project.dvc_changed() == {name for name in rules if name in project.dvc_changed()} != set()
+    assert project.dvc_changed() == stages
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rules"),
+    [
+        # Which layers are compared does not retrain the model; its activations hold all compared layers.
+        ("mamba: {source: train,", "mamba: {layers: [1], source: train,", AFTER_SAES | {"activations"}),
+        # More held-out tokens leave the train shards, and so the SAEs, alone.
+        ("evaluation_sequences: 128", "evaluation_sequences: 256", AFTER_SAES - {"saes"} | {"activations"}),
+        ("bootstrap_samples: 50", "bootstrap_samples: 60", {"alignment", "report"}),
+        ("task_seed: 50", "task_seed: 51", {"circuits", "report"}),
+    ],
+)
+def test_edited_settings_rerun_only_what_depends_on_them(study, tmp_path, old, new, rules):
+    project = copy(study, tmp_path / "copy")
+    project.edit("params.yaml", old, new)
+    assert project.planned_rules() == rules
+
+
+def test_results_of_another_study_are_not_recorded(study, tmp_path):
+    project = copy(study, tmp_path / "copy")
+    left = project.folder / "results" / "alignment" / "renamed.parquet"
+    left.write_bytes(b"old")
+    run = project.run("make", "record", check=False)
+    assert run.returncode != 0
+    assert "error: results/alignment/renamed.parquet: not made by this study (1 such files)" in run.stdout
+    project.run("universality", "study", "prune", "--yes")
+    assert not left.exists()
+    assert project.result_hashes() == study.result_hashes()
 
 
 def test_an_audit_on_one_core_finds_the_same_bytes(study, colleague):

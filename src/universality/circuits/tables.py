@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from universality.circuits.induction import CORRUPTIONS, METRICS, InductionTask, make_task
@@ -112,4 +113,7 @@ def _write(
             columns[f"{metric}_low"].append(low[i])
             columns[f"{metric}_high"].append(high[i])
     log.info("%s: %d effects", model, len(columns["model"]))
-    write_table(out, dict(columns))
+    # Mamba's senders have no head; the column is of one type all the same, so that tables can be joined.
+    integers = {"layer", "head", "offset"}
+    arrays = {n: pa.array(values, pa.int32() if n in integers else None) for n, values in columns.items()}
+    write_table(out, arrays)

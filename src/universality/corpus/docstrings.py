@@ -26,17 +26,22 @@ def harvest(package: str) -> Iterator[tuple[str, str]]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):
+        except (SyntaxError, ValueError, RecursionError):
             continue
         parts = path.relative_to(root).with_suffix("").parts
         module = ".".join((package, *(p for p in parts if p != "__init__")))
         yield from _walk(tree, module)
 
 
-def _walk(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    if isinstance(node, _DOCUMENTED):
-        text = ast.get_docstring(node, clean=False)
-        if text:
-            yield name, inspect.cleandoc(text)
-    for child in ast.iter_child_nodes(node):
-        yield from _walk(child, f"{name}.{child.name}" if isinstance(child, _DOCUMENTED[1:]) else name)
+def _walk(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
+    """Docstrings in the order of the file. Only statements are entered: expressions hold none and can nest deeply."""
+    waiting: list[tuple[ast.AST, str]] = [(tree, module)]
+    while waiting:
+        node, name = waiting.pop()
+        if isinstance(node, _DOCUMENTED):
+            text = ast.get_docstring(node, clean=False)
+            if text:
+                yield name, inspect.cleandoc(text)
+        inner = [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr)]
+        named = [(child, f"{name}.{child.name}" if isinstance(child, _DOCUMENTED[1:]) else name) for child in inner]
+        waiting += reversed(named)

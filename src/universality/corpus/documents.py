@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from universality.corpus.settings import DocumentsSettings
-from universality.corpus.sources import read_documents
+from universality.corpus.sources import Document, read_documents
 from universality.errors import StudyError
-from universality.runtime import log
+from universality.runtime import log, progress_of_unknown_length
 from universality.storage import write_table
 
 TRAIN, EVALUATION = "train", "evaluation"
@@ -23,8 +23,8 @@ def collect_documents(settings: DocumentsSettings) -> pa.Table:
     seen: set[bytes] = set()
     ids: set[str] = set()
     dropped = 0
-    for document in read_documents(settings.source):
-        digest = hashlib.sha256(document.text.encode()).digest()
+    for document in progress_of_unknown_length(read_documents(settings.source), "documents"):
+        digest = hashlib.sha256(_as_bytes(document)).digest()
         if len(document.text) < settings.min_characters or digest in seen:
             dropped += 1
             continue
@@ -47,6 +47,15 @@ def collect_documents(settings: DocumentsSettings) -> pa.Table:
 
 def write_documents(settings: DocumentsSettings, out: Path) -> None:
     write_table(out, collect_documents(settings))
+
+
+def _as_bytes(document: Document) -> bytes:
+    if not isinstance(document.text, str):
+        raise StudyError(f"{document.id}: holds {type(document.text).__name__}, not text")
+    try:
+        return document.text.encode()
+    except UnicodeEncodeError as error:
+        raise StudyError(f"{document.id}: character {error.start} is half of a surrogate pair, not text") from None
 
 
 def _unique(identifier: str, taken: set[str]) -> str:

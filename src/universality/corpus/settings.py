@@ -11,8 +11,8 @@ class DocstringsSource(Settings):
     """Docstrings of installed packages: English technical prose that is at hand without a network."""
 
     kind: Literal["docstrings"] = "docstrings"
-    packages: Annotated[list[str], Field(min_length=1)]
-    """Import names, harvested in this order."""
+    packages: Annotated[list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]], Field(min_length=1)]
+    """Import names of whole packages, harvested in this order."""
 
 
 class FilesSource(Settings):
@@ -32,6 +32,8 @@ class HubSource(Settings):
     name: str
     subset: str | None = None
     split: str = "train"
+    revision: str | None = None
+    """Branch, tag or commit of the data set's repository."""
     text_field: str = "text"
     max_documents: Positive
     """Streaming stops after this many documents."""

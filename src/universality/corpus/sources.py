@@ -37,7 +37,11 @@ def read_documents(source: DocstringsSource | FilesSource | HubSource) -> Iterat
 
 def local_paths(source: DocstringsSource | FilesSource | HubSource) -> list[str]:
     """The local files a source reads, for the workflow to watch; none for installed packages and the hub."""
-    return [str(path) for path in _matching_files(source.paths)] if isinstance(source, FilesSource) else []
+    if isinstance(source, FilesSource):
+        return [str(path) for path in _matching_files(source.paths)]
+    if isinstance(source, HubSource) and Path(source.name).is_dir():
+        return sorted(str(path) for path in Path(source.name).rglob("*") if path.is_file())
+    return []
 
 
 def _matching_files(patterns: list[str]) -> list[Path]:
@@ -60,8 +64,6 @@ def _read_file(path: Path, text_field: str) -> Iterator[Document]:
     reader = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[path.suffix]
     try:
         for name, text in reader(path, text_field):
-            if not isinstance(text, str):
-                raise StudyError(f"{name}: {text_field!r} holds {type(text).__name__}, not text")
             yield Document(name, str(path), text)
     except UnicodeDecodeError as error:
         raise StudyError(f"{path}: not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}") from None
@@ -108,7 +110,9 @@ def _stream_hub(source: HubSource) -> Iterator[Document]:
 
     name = source.name if source.subset is None else f"{source.name}/{source.subset}"
     try:
-        stream = datasets.load_dataset(source.name, source.subset, split=source.split, streaming=True)
+        stream = datasets.load_dataset(
+            source.name, source.subset, split=source.split, revision=source.revision, streaming=True
+        )
         for number, record in enumerate(stream.take(source.max_documents)):
             if source.text_field not in record:
                 allowed = ", ".join(record)

@@ -24,7 +24,7 @@ class Codes(NamedTuple):
 def read_codes(folder: Path) -> Codes:
     """Raises StudyError naming the file if the codes are truncated or do not fit their summary."""
     summary = read_json(folder / "summary.json")
-    table = read_table(folder / "codes.parquet")
+    table = read_table(folder / "codes.parquet", ["token", "feature", "value"])
     token, feature, value = (table.column(name).to_numpy() for name in ("token", "feature", "value"))
     shape = (summary["n_tokens"], summary["d_sae"])
     if len(token) and (token.max() >= shape[0] or feature.max() >= shape[1]):

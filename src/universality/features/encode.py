@@ -7,7 +7,7 @@ import numpy as np
 from universality.activations.store import read_site
 from universality.errors import StudyError
 from universality.features.settings import FeaturesSettings
-from universality.runtime import log
+from universality.runtime import log, progress
 from universality.saes.variants import load_sae
 from universality.storage import replacing, write_json, write_table
 
@@ -21,7 +21,7 @@ def encode_site(shards: list[Path], site: str, sae_folder: Path, settings: Featu
         raise StudyError(f"{sae_folder}: reads width {d_in}, but {site} has width {x.shape[1]}")
     parts: dict[str, list[np.ndarray]] = {"token": [], "feature": [], "value": []}
     error = 0.0
-    for start in range(0, len(x), settings.batch_size):
+    for start in progress(range(0, len(x), settings.batch_size), f"{sae_folder} batches"):
         batch = x[start : start + settings.batch_size]
         codes = sae.encode(batch)
         error += float((batch - sae.decode(codes)).double().square().sum())
@@ -31,6 +31,8 @@ def encode_site(shards: list[Path], site: str, sae_folder: Path, settings: Featu
         parts["feature"].append(feature.numpy().astype(np.int32))
     columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     total = float((x.double() - x.double().mean(0)).square().sum())
+    if total == 0:
+        raise StudyError(f"{site}: is the same at every token; there is nothing to explain")
     fired = np.unique(columns["feature"]).size
     summary = {
         "n_tokens": len(x),

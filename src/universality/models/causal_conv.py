@@ -11,9 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-_TILE = 64  # channels per inner loop
-
-f32 = np.float32
+from universality.models.arrays import as_array
 
 
 def causal_conv_silu_reference(x, weight, bias):
@@ -52,14 +50,10 @@ def _backward(x, weight_t, dpre, dx, dweight_t, dbias):
                     dweight_t[b, k, e] += x[b, s, e] * dpre[b, t, e]
 
 
-def _array(tensor):
-    return np.ascontiguousarray(tensor.detach().to(torch.float32).numpy())
-
-
 class _CausalConvSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
-        x_np, weight_t, bias_np = _array(x), _array(weight.T), _array(bias)
+        x_np, weight_t, bias_np = as_array(x), as_array(weight.T), as_array(bias)
         pre = np.empty_like(x_np)
         _pre_activation(x_np, weight_t, bias_np, pre)
         ctx.arrays = (x_np, weight_t, pre)

@@ -17,6 +17,8 @@ from universality.models.settings import FolderModel, HubModel
 from universality.runtime import log
 from universality.storage import read_json, replacing
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+
 
 def import_model(name: str, model: FolderModel | HubModel, tokenizer_folder: Path, out: Path) -> None:
     """Check the model against its settings and the study's tokenizer, and write it to `out`.
@@ -45,7 +47,7 @@ def _load(model: FolderModel | HubModel, where: str):
         folder = Path(model.path)
         if not (folder / "config.json").is_file():
             raise StudyError(f"{where}: no such folder, or no config.json in it")
-        if "d_model" in read_json(folder / "config.json"):
+        if "model_type" not in read_json(folder / "config.json"):  # transformers always names it
             return load_state_spaces(folder)
     name, revision = (model.path, None) if isinstance(model, FolderModel) else (model.name, model.revision)
     try:
@@ -67,7 +69,7 @@ def _load(model: FolderModel | HubModel, where: str):
 
 def _check_tokenizer(where: str, model: FolderModel | HubModel, tokenizer, tokenizer_folder: Path) -> None:
     source, revision = (model.path, None) if isinstance(model, FolderModel) else (model.name, model.revision)
-    if isinstance(model, FolderModel) and not (Path(source) / "tokenizer.json").is_file():
+    if isinstance(model, FolderModel) and not any((Path(source) / name).is_file() for name in _TOKENIZER_FILES):
         log.warning("%s: brings no tokenizer; taken to have been trained with the study's", where)
         return
     own = load_tokenizer(source, revision)
@@ -82,6 +84,8 @@ def _check_tokenizer(where: str, model: FolderModel | HubModel, tokenizer, token
 def load_state_spaces(folder: Path) -> MambaForCausalLM:
     """A Mamba in state-spaces' own format. Raises StudyError naming the file or the first tensor that does not fit."""
     native = read_json(folder / "config.json")
+    if not {"d_model", "n_layer"} <= native.keys():
+        raise StudyError(f"{folder / 'config.json'}: has neither model_type (transformers) nor d_model and n_layer")
     weights_file = folder / "pytorch_model.bin"
     try:
         weights = torch.load(weights_file, weights_only=True, map_location="cpu")

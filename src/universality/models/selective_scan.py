@@ -21,6 +21,8 @@ import torch
 from numba import types
 from numba.extending import intrinsic
 
+from universality.models.arrays import as_array
+
 _BLOCK = 64  # channels per task
 _CHUNK = 64  # positions between stored states
 
@@ -130,30 +132,60 @@ def _recompute(u, delta, a, B, b, e0, width, first, last, before, history, decay
                 history[t - first + 1, n, e] = decay * history[t - first, n, e] + w[e] * bn
 
 
+@numba.njit(inline="always", fastmath=True)
+def _backward_chunk(
+    u, delta, a, B, C, D, dy, b, e0, width, first, last, history, decays, g, da, du, ddelta, dB, dC, dD
+):
+    """From the last position to the first: g [N, _BLOCK], the gradient of the state, is carried and updated."""
+    d = np.zeros(_BLOCK, dtype=np.float32)
+    x = np.zeros(_BLOCK, dtype=np.float32)
+    dout = np.zeros(_BLOCK, dtype=np.float32)
+    dwrite = np.zeros(_BLOCK, dtype=np.float32)
+    dd = np.zeros(_BLOCK, dtype=np.float32)
+    for t in range(last - 1, first - 1, -1):
+        for e in range(width):
+            d[e] = delta[b, t, e0 + e]
+            x[e] = u[b, t, e0 + e]
+            dout[e] = dy[b, t, e0 + e]
+        dwrite[:] = 0.0
+        dd[:] = 0.0
+        for n in range(a.shape[0]):
+            bn = B[b, t, n]
+            cn = C[b, t, n]
+            sum_b = f32(0.0)
+            sum_c = f32(0.0)
+            for e in range(_BLOCK):
+                gs = g[n, e] + dout[e] * cn
+                decay = decays[t - first, n, e]
+                sum_c += dout[e] * history[t - first + 1, n, e]
+                sum_b += gs * (d[e] * x[e])
+                dwrite[e] += gs * bn
+                gah = gs * decay * history[t - first, n, e]
+                dd[e] += gah * a[n, e]
+                da[n, e] += gah * d[e]
+                g[n, e] = gs * decay
+            dB[b, t, n] += sum_b
+            dC[b, t, n] += sum_c
+        for e in range(width):
+            du[b, t, e0 + e] = dwrite[e] * d[e] + dout[e] * D[e0 + e]
+            ddelta[b, t, e0 + e] = dd[e] + dwrite[e] * x[e]
+            dD[b, e0 + e] += dout[e] * x[e]
+
+
 @numba.njit(parallel=True, fastmath=True, cache=True, error_model="numpy")
 def _backward(u, delta, A_t, B, C, D, stored, dy, dstate, du, ddelta, dA_t, dB, dC, dD):
     """dstate [B, N, E] holds the gradient of h_L, ends as that of h_0. dA_t [B, N, E], dD [B, E] are per sequence."""
     n_batch, n_pos, n_chan = u.shape
     n_state = A_t.shape[0]
-    n_blocks = (n_chan + _BLOCK - 1) // _BLOCK
-    n_chunks = (n_pos + _CHUNK - 1) // _CHUNK
     for b in numba.prange(n_batch):
         history = np.zeros((_CHUNK + 1, n_state, _BLOCK), dtype=np.float32)
         decays = np.zeros((_CHUNK, n_state, _BLOCK), dtype=np.float32)
         g = np.zeros((n_state, _BLOCK), dtype=np.float32)
         a = np.zeros((n_state, _BLOCK), dtype=np.float32)
         da = np.zeros((n_state, _BLOCK), dtype=np.float32)
-        d = np.zeros(_BLOCK, dtype=np.float32)
-        x = np.zeros(_BLOCK, dtype=np.float32)
-        dout = np.zeros(_BLOCK, dtype=np.float32)
-        dwrite = np.zeros(_BLOCK, dtype=np.float32)
-        dd = np.zeros(_BLOCK, dtype=np.float32)
-        for block in range(n_blocks):
+        for block in range((n_chan + _BLOCK - 1) // _BLOCK):
             e0 = block * _BLOCK
             width = min(_BLOCK, n_chan - e0)
-            d[:] = 0.0
-            x[:] = 0.0
-            dout[:] = 0.0
             da[:] = 0.0
             a[:] = 0.0
             g[:] = 0.0
@@ -161,46 +193,16 @@ def _backward(u, delta, A_t, B, C, D, stored, dy, dstate, du, ddelta, dA_t, dB, 
                 for e in range(width):
                     a[n, e] = A_t[n, e0 + e]
                     g[n, e] = dstate[b, n, e0 + e]
-            for back in range(n_chunks):
-                first = (n_chunks - 1 - back) * _CHUNK
+            for first in range(((n_pos - 1) // _CHUNK) * _CHUNK, -1, -_CHUNK):
                 last = min(first + _CHUNK, n_pos)
                 _recompute(u, delta, a, B, b, e0, width, first, last, stored, history, decays)
-                for t in range(last - 1, first - 1, -1):
-                    for e in range(width):
-                        d[e] = delta[b, t, e0 + e]
-                        x[e] = u[b, t, e0 + e]
-                        dout[e] = dy[b, t, e0 + e]
-                    dwrite[:] = 0.0
-                    dd[:] = 0.0
-                    for n in range(n_state):
-                        bn = B[b, t, n]
-                        cn = C[b, t, n]
-                        sum_b = f32(0.0)
-                        sum_c = f32(0.0)
-                        for e in range(_BLOCK):
-                            gs = g[n, e] + dout[e] * cn
-                            decay = decays[t - first, n, e]
-                            sum_c += dout[e] * history[t - first + 1, n, e]
-                            sum_b += gs * (d[e] * x[e])
-                            dwrite[e] += gs * bn
-                            gah = gs * decay * history[t - first, n, e]
-                            dd[e] += gah * a[n, e]
-                            da[n, e] += gah * d[e]
-                            g[n, e] = gs * decay
-                        dB[b, t, n] += sum_b
-                        dC[b, t, n] += sum_c
-                    for e in range(width):
-                        du[b, t, e0 + e] = dwrite[e] * d[e] + dout[e] * D[e0 + e]
-                        ddelta[b, t, e0 + e] = dd[e] + dwrite[e] * x[e]
-                        dD[b, e0 + e] += dout[e] * x[e]
+                _backward_chunk(
+                    u, delta, a, B, C, D, dy, b, e0, width, first, last, history, decays, g, da, du, ddelta, dB, dC, dD
+                )
             for n in range(n_state):
                 for e in range(width):
                     dA_t[b, n, e0 + e] = da[n, e]
                     dstate[b, n, e0 + e] = g[n, e]
-
-
-def _array(tensor):
-    return np.ascontiguousarray(tensor.detach().to(torch.float32).numpy())
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -208,11 +210,11 @@ class _SelectiveScan(torch.autograd.Function):
     def forward(ctx, u, delta, A, B, C, D, initial_state):
         n_batch, n_pos, n_chan = u.shape
         n_state = A.shape[1]
-        arrays = [_array(u), _array(delta), _array(A.T), _array(B), _array(C), _array(D)]
+        arrays = [as_array(u), as_array(delta), as_array(A.T), as_array(B), as_array(C), as_array(D)]
         if initial_state is None:
             state = np.zeros((n_batch, n_state, n_chan), dtype=np.float32)
         else:
-            state = _array(initial_state.transpose(1, 2)).copy()
+            state = as_array(initial_state.transpose(1, 2)).copy()
         y = np.empty((n_batch, n_pos, n_chan), dtype=np.float32)
         stored = np.empty((n_batch, -(-n_pos // _CHUNK), n_state, n_chan), dtype=np.float32)
         _forward(*arrays, state, y, stored)
@@ -225,12 +227,12 @@ class _SelectiveScan(torch.autograd.Function):
     def backward(ctx, dy, dlast):
         *arrays, stored = ctx.arrays
         u, _, A_t, B, _, D = arrays
-        dstate = _array(dlast.transpose(1, 2)).copy()
+        dstate = as_array(dlast.transpose(1, 2)).copy()
         du, ddelta = np.empty_like(u), np.empty_like(u)
         dA_t = np.zeros((u.shape[0], *A_t.shape), dtype=np.float32)
         dB, dC = np.zeros_like(B), np.zeros_like(B)
         dD = np.zeros((u.shape[0], D.shape[0]), dtype=np.float32)
-        _backward(*arrays, stored, _array(dy), dstate, du, ddelta, dA_t, dB, dC, dD)
+        _backward(*arrays, stored, as_array(dy), dstate, du, ddelta, dA_t, dB, dC, dD)
         grads = [du, ddelta, dA_t.sum(0).T, dB, dC, dD.sum(0)]
         grads = [torch.from_numpy(np.ascontiguousarray(g)).to(t) for g, t in zip(grads, ctx.dtypes, strict=True)]
         initial = torch.from_numpy(dstate).transpose(1, 2) if ctx.has_initial_state else None

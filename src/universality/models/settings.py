@@ -47,7 +47,7 @@ class TrainedModel(_Model):
 
     @model_validator(mode="after")
     def _heads_divide_width(self):
-        if self.d_model % (2 * self.n_heads):
+        if self.family == "gpt_neox" and self.d_model % (2 * self.n_heads):
             raise ValueError(f"d_model={self.d_model} must be a multiple of 2 * n_heads={2 * self.n_heads}")
         return self
 

@@ -1,14 +1,17 @@
 """Train a small model from a named seed until induction shows; write it as a transformers folder with its curves.
 
 The state is checkpointed every `checkpoint_steps`, so a killed training goes on from the last checkpoint to the same
-bytes. A checkpoint made under other settings or tokens is not used.
+bytes. A checkpoint made under other settings, tokens, code, libraries or threads is not used.
 """
 
 import hashlib
+import pickle
 from pathlib import Path
 
+import numba
 import torch
 import torch.nn.functional as F
+import transformers
 from transformers import AutoModelForCausalLM
 
 from universality.corpus.tokenizer import load_tokenizer
@@ -18,6 +21,7 @@ from universality.models.batches import IGNORED, Batches
 from universality.models.induction import induction_score, repeated_sequences
 from universality.models.language_model import FAMILIES, LanguageModel
 from universality.models.settings import TrainedModel, TrainingSettings
+from universality.provenance import running_code
 from universality.runtime import log, progress
 from universality.storage import replacing, sha256, write_json, write_table
 
@@ -46,7 +50,7 @@ def train_model(
     sequences = read_tokens(tokens_folder, "train")
     held_out = read_tokens(tokens_folder, "evaluation").tokens[: training.evaluation_sequences]
     trainer = _Trainer(name, model, training, sequences, torch.from_numpy(held_out).long())
-    trainer.fingerprint = _fingerprint(model, training, sha256(tokens_folder / "train.safetensors"))
+    trainer.fingerprint = _fingerprint(model, training, tokens_folder)
     trainer.restore(checkpoint)
     trainer.run(checkpoint)
     curves = trainer.curves
@@ -138,9 +142,12 @@ class _Trainer:
     def restore(self, checkpoint: Path) -> None:
         if not checkpoint.exists():
             return
-        state = torch.load(checkpoint, weights_only=True)
-        if state["fingerprint"] != self.fingerprint:
-            log.info("%s: %s was made under other settings; training starts anew", self.name, checkpoint)
+        try:
+            state = torch.load(checkpoint, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+            state = {}
+        if not isinstance(state, dict) or state.get("fingerprint") != self.fingerprint:
+            log.info("%s: %s is damaged, or of other settings or code; training starts anew", self.name, checkpoint)
             return
         self.model.hf.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -164,5 +171,9 @@ def _schedule(step: int, steps: int, training: TrainingSettings) -> float:
     return min(1.0, rise, fall)
 
 
-def _fingerprint(model: TrainedModel, training: TrainingSettings, tokens: str) -> str:
-    return hashlib.sha256("\n".join([model.canonical(), training.canonical(), tokens]).encode()).hexdigest()
+def _fingerprint(model: TrainedModel, training: TrainingSettings, tokens_folder: Path) -> str:
+    """Of everything that decides on a training's course: settings, tokens, our code, libraries, threads."""
+    tokens = [sha256(path) for path in sorted(tokens_folder.glob("*.*"))]
+    libraries = [f"{library.__name__} {library.__version__}" for library in (torch, numba, transformers)]
+    parts = [model.canonical(), training.canonical(), *tokens, running_code("universality.models.commands"), *libraries]
+    return hashlib.sha256("\n".join([*parts, f"{torch.get_num_threads()} threads"]).encode()).hexdigest()

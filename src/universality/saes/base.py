@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from universality.errors import StudyError
-from universality.storage import read_json, read_tensors, replacing, write_json, write_tensors
+from universality.storage import read_json, read_tensors, replacing, write_json, write_table, write_tensors
 
 
 class SAE(nn.Module):
@@ -71,8 +71,8 @@ class SAE(nn.Module):
         self.b_dec.div_(scale)
 
 
-def save_sae(sae: SAE, out: Path, metadata: dict) -> None:
-    """Write a sae-lens 6 folder."""
+def save_sae(sae: SAE, out: Path, metadata: dict, curves: dict[str, list]) -> None:
+    """Write a sae-lens 6 folder, with the training curves as training.parquet."""
     d_in, d_sae = sae.W_enc.shape
     cfg = {
         "d_in": d_in,
@@ -91,12 +91,17 @@ def save_sae(sae: SAE, out: Path, metadata: dict) -> None:
         folder.mkdir()
         write_json(folder / "cfg.json", cfg)
         write_tensors(folder / "sae_weights.safetensors", weights)
+        write_table(folder / "training.parquet", curves)
 
 
 def read_sae_folder(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     """cfg and weights of a sae-lens folder. Raises StudyError if shapes disagree with cfg."""
     cfg = read_json(folder / "cfg.json")
     weights = {name: torch.from_numpy(a) for name, a in read_tensors(folder / "sae_weights.safetensors").items()}
+    required = ("architecture", "d_in", "d_sae") + (("k",) if cfg.get("architecture") == "topk" else ())
+    missing = [key for key in required if key not in cfg]
+    if missing:
+        raise StudyError(f"{folder / 'cfg.json'}: lacks {missing[0]!r}")
     d_in, d_sae = cfg["d_in"], cfg["d_sae"]
     shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
     for name, shape in shapes.items():

@@ -11,7 +11,6 @@ from universality.runtime import log, progress
 from universality.saes.base import SAE, save_sae
 from universality.saes.settings import SAETraining, Variant
 from universality.saes.variants import build_sae
-from universality.storage import write_table
 
 _DECODER_NORM = {"topk": 1.0, "standard": 0.1}  # at the start, as in the papers the variants cite
 _LOG_STEPS = 50
@@ -34,8 +33,7 @@ def train_sae(
     curves = _optimise(sae, x, training, seed)
     sae.fold_input_scale(scale)
     context = {"model_name": model, "hook_name": site, "seed": seed}
-    save_sae(sae, out, context)
-    write_table(out / "training.parquet", curves)
+    save_sae(sae, out, context, curves)
     log.info("%s %s: loss %.4f, L0 %.1f", model, site, curves["loss"][-1], curves["L0"][-1])
 
 

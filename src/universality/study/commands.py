@@ -31,3 +31,24 @@ def dvc(out: Out, root: Annotated[Path, typer.Option(help="The project's folder.
 
     with replacing(out) as temporary:
         temporary.write_text(dvc_yaml(root.resolve()), encoding="utf8")
+
+
+@app.command(epilog=example("study prune --yes"))
+def prune(
+    path: Annotated[Path, typer.Argument(help="The study's params.yaml.")] = Path("params.yaml"),
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them instead of failing where there are any.")] = False,
+) -> None:
+    """Find files in results/ that the study does not make, so that they are not recorded with it."""
+    from universality.config import load_study
+    from universality.errors import StudyError
+    from universality.plan import Plan
+
+    foreign = Plan(load_study(path)).foreign_results()
+    if foreign and not yes:
+        raise StudyError(
+            f"{foreign[0]}: not made by this study ({len(foreign)} such files); "
+            "`universality study prune --yes` removes them"
+        )
+    for file in foreign:
+        file.unlink()
+        print(f"removed {file}")

@@ -113,3 +113,19 @@ def test_a_checkpoint_that_lacks_a_tensor_is_named(corpus, tmp_path):
     save_file(weights, tmp_path / "in" / "model.safetensors", {"format": "pt"})
     with pytest.raises(StudyError, match=r"lacks 'gpt_neox\.layers\.1\.mlp\.dense_h_to_4h\.weight'"):
         import_model("mine", settings(tmp_path / "in", "gpt_neox"), corpus / "tokenizer", tmp_path / "out")
+
+
+def test_a_transformers_folder_that_keeps_native_keys_is_read_as_transformers(corpus, tmp_path):
+    """The hub's mamba-130m-hf still has d_model and n_layer in its config."""
+    checkpoint(tmp_path / "in", "mamba", corpus)
+    config = json.loads((tmp_path / "in" / "config.json").read_text())
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config | {"d_model": 16, "n_layer": 2, "ssm_cfg": {}}))
+    import_model("mine", settings(tmp_path / "in", "mamba"), corpus / "tokenizer", tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_config_of_no_known_format_is_named(corpus, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "config.json").write_text('{"d_model": 8}')
+    with pytest.raises(StudyError, match=r"config\.json: has neither model_type"):
+        import_model("mine", settings(tmp_path / "in", "mamba"), corpus / "tokenizer", tmp_path / "out")

@@ -140,3 +140,10 @@ def test_training_that_never_shows_induction_fails_with_one_line(corpus, tmp_pat
 def test_a_loss_that_is_not_finite_stops_training(corpus, tmp_path):
     with pytest.raises(StudyError, match=r"loss at step \d+ is (nan|inf)"):
         train(corpus, tmp_path, "gpt_neox", model=tiny_settings("gpt_neox", learning_rate=1e30, steps=20))
+
+
+def test_a_damaged_checkpoint_is_not_used(corpus, tmp_path):
+    whole = train(corpus, tmp_path / "whole", "gpt_neox")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"PK damaged")
+    assert contents(train(corpus, tmp_path / "run", "gpt_neox")) == contents(whole)
