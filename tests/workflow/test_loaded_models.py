@@ -30,7 +30,8 @@ def loaded_models(study):
     }
     study["models"]["zoo"]["mamba"]["layers"] = [1]
     study["corpus"]["tokenizer"] = {"kind": "pretrained", "name": "checkpoints/pythia"}
-    study["activations"] |= {"train_sequences": 40, "evaluation_sequences": 20, "shard_sequences": 20}
+    study["activations"] |= {"train_sequences": 40, "evaluation_sequences": 20}
+    study["activations"]["cache"]["shard_sequences"] = 20
     side = {"variant": "topk", "seed": 0}
     study["alignment"]["comparisons"] = {
         "cross": {"setting": "cross_architecture", "a": {"model": "pythia", **side}, "b": {"model": "mamba", **side}},
@@ -50,7 +51,7 @@ def test_the_whole_study_runs_on_local_checkpoints(folders):
     assert not (folders / "results" / "saes" / "mamba" / "topk" / "seed_0" / "layer_0").exists()
     assert "Nothing to be done" in snakemake(project, "-n").stdout
     # A changed checkpoint is loaded anew.
-    (folders / "checkpoints" / "mamba" / "model.safetensors").touch()
+    tiny_model("mamba", vocab_size=304, context=32, seed=9).hf.save_pretrained(folders / "checkpoints" / "mamba")
     plan = snakemake(project, "-n", "--quiet", "host", "reason").stdout
     assert "results/models/mamba" in plan
     assert "output: results/models/pythia" not in plan
