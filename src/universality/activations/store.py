@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from universality.errors import StudyError
-from universality.storage import read_json, read_tensors
+from universality.storage import read_json, read_tensors, sha256
 
 
 class TokenRows(NamedTuple):
@@ -36,8 +36,8 @@ def read_site(shards: list[Path], site: str) -> torch.Tensor:
             values = load_file(path)["values"]
         except (OSError, SafetensorError, KeyError) as error:
             raise StudyError(f"{path}: truncated or damaged: {error}") from None
-        if len(values) != manifest["rows"]:
-            raise StudyError(f"{path}: has {len(values)} rows where the shard's manifest says {manifest['rows']}")
+        if sha256(path) != manifest["checksums"][path.name]:
+            raise StudyError(f"{path}: is not the file that the shard's manifest describes; remake the shard")
         parts.append(values.float())
     return torch.cat(parts)
 
