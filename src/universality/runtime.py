@@ -50,8 +50,8 @@ def deterministic_torch(threads: int):
 def progress(items: Iterable[T], what: str, total: int | None = None, done: int = 0) -> Iterator[T]:
     """Pass `items` on, showing how many are done, the rate and the time left.
 
-    A bar on a terminal; plain lines where there is none, and for jobs with a log file, which share the terminal with
-    others of the same run.
+    A live bar on a terminal. Jobs with a log file share the terminal with others of the same run, and live bars would
+    overwrite each other: they print a line with a bar now and then. Plain lines where there is no terminal.
     """
     if total is None:
         total = len(items) + done  # type: ignore[arg-type]
@@ -77,14 +77,21 @@ def _bar(items: Iterable[T], what: str, total: int, done: int) -> Iterator[T]:
 
 def _lines(items: Iterable[T], what: str, total: int, done: int) -> Iterator[T]:
     start = last = time.monotonic()
+    on_terminal = sys.stderr.isatty()
     for count, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
         if now - last >= _PLAIN_INTERVAL or done + count == total:
             rate = count / max(now - start, 1e-9)
             left = (total - done - count) / rate
-            log.info("%s: %d/%d, %.1f/s, %.0f s left", what, done + count, total, rate, left)
+            bar = _drawn_bar((done + count) / total) if on_terminal else ""
+            log.info("%s: %s%d/%d, %.1f/s, %.0f s left", what, bar, done + count, total, rate, left)
             last = now
+
+
+def _drawn_bar(share: float, width: int = 24) -> str:
+    filled = round(share * width)
+    return f"[{'#' * filled}{'.' * (width - filled)}] "
 
 
 def progress_of_unknown_length(items: Iterable[T], what: str) -> Iterator[T]:

@@ -38,12 +38,12 @@ def test_on_a_terminal_progress_is_a_bar():
     assert re.search(r"sheep.*━.*30/30.*/s.*\d:\d\d:\d\d", shown_on_a_terminal(SCRIPT))
 
 
-def test_jobs_with_a_log_file_share_the_terminal_in_lines(tmp_path):
+def test_jobs_with_a_log_file_share_the_terminal_in_lines_with_a_bar(tmp_path):
     script = SCRIPT.replace("None", f"__import__('pathlib').Path({str(tmp_path / 'job.log')!r})")
     text = shown_on_a_terminal(script)
     assert "━" not in text
-    assert "sheep: 30/30" in text
-    assert "sheep: 30/30" in (tmp_path / "job.log").read_text()
+    assert f"sheep: [{'#' * 24}] 30/30" in text
+    assert "30/30" in (tmp_path / "job.log").read_text()
 
 
 def test_lines_come_at_intervals_with_the_right_rate(monkeypatch, caplog):
