@@ -112,7 +112,7 @@ def test_a_truncated_parquet(tmp_path):
 
 def test_a_hub_name_without_network(tmp_path):
     write_texts(tmp_path)
-    hub = {"source": "hub", "family": "gpt_neox", "name": "EleutherAI/pythia-160m", "n_layers": 12}
+    hub = {"source": "hub", "family": "gpt_neox", "name": "EleutherAI/pythia-160m", "n_layers": 12, "d_model": 768}
     project = study_in(tmp_path, set_value("models", "zoo", "neox", hub))
     fails_with(project, "results/models/neox", "models.zoo.neox (EleutherAI/pythia-160m): cannot be loaded")
     data_set = {"kind": "hub", "name": "nobody/nothing", "max_documents": 3}

@@ -25,7 +25,7 @@ def folders(tmp_path, corpus):
 def loaded_models(study):
     zoo = {"pythia": ("gpt_neox", "checkpoints/pythia"), "mamba": ("mamba", "checkpoints/mamba")}
     study["models"]["zoo"] = {
-        name: {"source": "folder", "family": family, "path": path, "n_layers": 2}
+        name: {"source": "folder", "family": family, "path": path, "n_layers": 2, "d_model": 16}
         for name, (family, path) in zoo.items()
     }
     study["models"]["zoo"]["mamba"]["layers"] = [1]

@@ -23,8 +23,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "to
 def import_model(name: str, model: FolderModel | HubModel, tokenizer_folder: Path, out: Path) -> None:
     """Check the model against its settings and the study's tokenizer, and write it to `out`.
 
-    Raises StudyError naming the model if it cannot be loaded, is of another family or depth, has another tokenizer, or
-    has fewer embeddings than the tokenizer has tokens.
+    Raises StudyError naming the model if it cannot be loaded, is of another family, depth or width, has another
+    tokenizer, or has fewer embeddings than the tokenizer has tokens.
     """
     where = f"models.zoo.{name} ({model.path if isinstance(model, FolderModel) else model.name})"
     hf = _load(model, where)
@@ -33,6 +33,8 @@ def import_model(name: str, model: FolderModel | HubModel, tokenizer_folder: Pat
     n_layers = len(FAMILIES[model.family].blocks(hf))
     if n_layers != model.n_layers:
         raise StudyError(f"{where}: has {n_layers} layers, the study says n_layers={model.n_layers}")
+    if hf.config.hidden_size != model.d_model:
+        raise StudyError(f"{where}: has width {hf.config.hidden_size}, the study says d_model={model.d_model}")
     tokenizer = load_tokenizer(tokenizer_folder)
     _check_tokenizer(where, model, tokenizer, tokenizer_folder)
     if hf.config.vocab_size < len(tokenizer):

@@ -11,6 +11,8 @@ class _Model(Settings):
     family: Literal["gpt_neox", "mamba"]
     n_layers: Positive
     """For loaded models checked against their config; named so that the workflow is known before anything is loaded."""
+    d_model: Positive
+    """Width of the residual stream; likewise, so that what a study needs is known."""
     threads: Positive = 1
     """Numerical threads of the job that makes the model."""
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
@@ -36,7 +38,6 @@ class TrainedModel(_Model):
     source: Literal["train"] = "train"
     seed: Seed
     """Draws the initial weights and every batch."""
-    d_model: Positive
     n_heads: Positive = 4
     """Attention heads (gpt_neox)."""
     d_state: Positive = 16

@@ -34,8 +34,8 @@ def state_spaces_checkpoint(folder):
     return model
 
 
-def settings(folder, family, n_layers=2):
-    return FolderModel(family=family, path=str(folder), n_layers=n_layers)
+def settings(folder, family):
+    return FolderModel(family=family, path=str(folder), n_layers=2, d_model=16)
 
 
 def test_a_transformers_folder(corpus, tmp_path, family):
@@ -81,12 +81,13 @@ def test_another_tokenizer_is_refused_naming_both(corpus, tmp_path):
     [
         ({"family": "mamba"}, "is of family gpt_neox, the study says mamba"),
         ({"n_layers": 3}, "has 2 layers, the study says n_layers=3"),
+        ({"d_model": 32}, "has width 16, the study says d_model=32"),
         ({"path": "nowhere"}, r"models\.zoo\.mine \(nowhere\): no such folder"),
     ],
 )
 def test_a_model_that_is_not_what_the_study_says(corpus, tmp_path, change, message):
     checkpoint(tmp_path / "in", "gpt_neox", corpus)
-    values = {"family": "gpt_neox", "path": str(tmp_path / "in"), "n_layers": 2} | change
+    values = {"family": "gpt_neox", "path": str(tmp_path / "in"), "n_layers": 2, "d_model": 16} | change
     with pytest.raises(StudyError, match=message):
         import_model("mine", FolderModel(**values), corpus / "tokenizer", tmp_path / "out")
 
@@ -98,7 +99,7 @@ def test_fewer_embeddings_than_tokens(corpus, tmp_path):
 
 
 def test_a_hub_name_without_network_is_one_line(corpus, tmp_path):
-    model = HubModel(family="gpt_neox", name="EleutherAI/pythia-160m", n_layers=12)
+    model = HubModel(family="gpt_neox", name="EleutherAI/pythia-160m", n_layers=12, d_model=768)
     with pytest.raises(StudyError, match=r"models\.zoo\.pythia \(EleutherAI/pythia-160m\): cannot be") as caught:
         import_model("pythia", model, corpus / "tokenizer", tmp_path / "out")
     assert "\n" not in str(caught.value)
