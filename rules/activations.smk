@@ -1,4 +1,5 @@
-# Values of named sites on a sample of both splits, a job a shard.
+# Values of named sites on a sample of both splits, a job a shard. A job runs the model once and fills one folder a site:
+# which sites these are follows from the study, so each model and split has a rule of its own.
 
 
 localrules:
@@ -7,29 +8,37 @@ localrules:
 
 rule all_activations:
     input:
-        [plan.shards(model, "train") for model in plan.models_with_features()],
-        [plan.shards(model, "evaluation") for model in plan.compared_models()],
+        plan.cached_shards(),
 
 
-rule activations:
-    input:
-        model="results/models/{model}",
-        tokens="results/corpus/tokens",
-    output:
-        directory("results/activations/{model}/{split}/shard_{shard}"),
-    log:
-        "logs/activations/{model}/{split}_{shard}.log",
-    benchmark:
-        "logs/activations/{model}/{split}_{shard}.tsv"
-    threads: study.activations.threads
-    params:
-        layers=lambda wildcards: [
-            f"--layer {layer}" for layer in plan.layers(wildcards.model)
-        ],
-        settings=section(study.activations.cache),
-        threads=study.activations.threads,
-        code=code("activations"),
-    shell:
-        "universality activations cache --model {input.model} {params.layers} --tokens {input.tokens}"
-        " --split {wildcards.split} --shard {wildcards.shard} --settings {params.settings:q}"
-        " --out {output} --threads {params.threads} --log {log}"
+for cached in plan.cached():
+
+    rule:
+        name:
+            cached.rule
+        input:
+            model=f"results/models/{cached.model}",
+            tokens="results/corpus/tokens",
+        output:
+            [
+                directory(
+                    f"results/activations/{cached.model}/{site}/{cached.split}/shard_{{shard}}"
+                )
+                for site in cached.sites
+            ],
+        log:
+            f"logs/activations/{cached.model}/{cached.split}_{{shard}}.log",
+        benchmark:
+            f"logs/activations/{cached.model}/{cached.split}_{{shard}}.tsv"
+        threads: study.activations.threads
+        params:
+            sites=[f"--site {site}" for site in cached.sites],
+            split=cached.split,
+            store=store_folder,
+            settings=section(study.activations.shard),
+            threads=study.activations.threads,
+            code=code("activations"),
+        shell:
+            "universality activations cache --model {input.model} {params.sites} --tokens {input.tokens}"
+            " --split {params.split} --shard {wildcards.shard} --settings {params.settings:q}"
+            " --out {params.store} --threads {params.threads} --log {log}"

@@ -15,8 +15,8 @@ rule all_alignment:
 
 rule alignment:
     input:
-        a=side_codes("a"),
-        b=side_codes("b"),
+        a=side_values("a"),
+        b=side_values("b"),
         rows_a=side_rows("a"),
         rows_b=side_rows("b"),
     output:

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+from universality.activations.sites import residual_site
 from universality.config import check_study, load_study
 from universality.corpus.sources import local_paths
 from universality.errors import StudyError
@@ -28,7 +29,6 @@ wildcard_constraints:
     model="[A-Za-z][A-Za-z0-9_]*",
     variant="[A-Za-z][A-Za-z0-9_]*",
     comparison="[A-Za-z][A-Za-z0-9_]*",
-    split="train|evaluation",
     seed=r"\d+",
     layer=r"\d+",
     shard=r"\d+",
@@ -85,23 +85,64 @@ def model_settings(wildcards):
     return as_json(model=made)
 
 
-def side_codes(side):
-    """Input function: the codes of side "a" or "b", in the order of its layers."""
+def store_folder(wildcards, output):
+    """The model's folder of the store, below which a job fills {site}/{split}/shard_{shard} for each site."""
+    return str(Path(output[0]).parents[2])
 
-    def codes(wildcards):
-        features = plan.side(
-            getattr(study.alignment.comparisons[wildcards.comparison], side)
-        )
-        return [f"results/features/{f.path}" for f in features]
 
-    return codes
+def sae_inputs(wildcards):
+    """What an SAE is trained on: the shards of its site, or the model and tokens to run it on."""
+    if study.activations.train == "stream":
+        return {
+            "model": f"results/models/{wildcards.model}",
+            "tokens": "results/corpus/tokens",
+        }
+    site = residual_site(int(wildcards.layer))
+    return {"activations": plan.shards(wildcards.model, site, "train")}
+
+
+def sae_flags(wildcards, input):
+    """Every input of an SAE behind its flag."""
+    if study.activations.train == "stream":
+        return f"--stream-model {input.model} --tokens {input.tokens}"
+    return [f"--activations {shard}" for shard in input.activations]
+
+
+def sae_settings(wildcards):
+    """The variant and its training; what is streamed only where it is."""
+    settings = {
+        "variant": study.saes.variants[wildcards.variant],
+        "training": study.saes.training,
+    }
+    if study.activations.train == "stream":
+        settings["stream"] = study.activations.stream
+    return as_json(**settings)
+
+
+def evaluation_shards(wildcards):
+    """The evaluation shards that an SAE encodes."""
+    return plan.shards(
+        wildcards.model, residual_site(int(wildcards.layer)), "evaluation"
+    )
+
+
+def side_values(side):
+    """Input function: what side "a" or "b" compares, in the order of its layers: codes, or shards of neurons."""
+
+    def values(wildcards):
+        comparison = study.alignment.comparisons[wildcards.comparison]
+        chosen = getattr(comparison, side)
+        if comparison.setting == "neurons":
+            return plan.neuron_shards(chosen.model)
+        return [f"results/features/{f.path}" for f in plan.side(chosen)]
+
+    return values
 
 
 def side_rows(side):
-    """Input function: the evaluation shards of the side's model, which tell token, document and neurons."""
-    return lambda wildcards: plan.shards(
-        getattr(study.alignment.comparisons[wildcards.comparison], side).model,
-        "evaluation",
+    """Input function: evaluation shards of the side's model, which tell tokens and documents."""
+    return lambda wildcards: plan.row_shards(
+        getattr(study.alignment.comparisons[wildcards.comparison], side).model
     )
 
 

@@ -12,7 +12,7 @@ rule all_features:
 
 rule features:
     input:
-        activations=lambda wildcards: plan.shards(wildcards.model, "evaluation"),
+        activations=evaluation_shards,
         sae="results/saes/{model}/{variant}/seed_{seed}/layer_{layer}",
     output:
         directory("results/features/{model}/{variant}/seed_{seed}/layer_{layer}"),
@@ -29,6 +29,6 @@ rule features:
         threads=study.features.threads,
         code=code("features"),
     shell:
-        "universality features encode {params.activations} --site resid_post.{wildcards.layer}"
+        "universality features encode {params.activations} --model {wildcards.model} --site resid_post.{wildcards.layer}"
         " --sae {input.sae} --settings {params.settings:q}"
         " --out {output} --threads {params.threads} --log {log}"

@@ -12,7 +12,7 @@ rule all_saes:
 
 rule saes:
     input:
-        activations=lambda wildcards: plan.shards(wildcards.model, "train"),
+        unpack(sae_inputs),
     output:
         directory("results/saes/{model}/{variant}/seed_{seed}/layer_{layer}"),
     log:
@@ -21,16 +21,11 @@ rule saes:
         "logs/saes/{model}/{variant}/seed_{seed}/layer_{layer}.tsv"
     threads: study.saes.threads
     params:
-        activations=lambda wildcards, input: [
-            f"--activations {shard}" for shard in input.activations
-        ],
-        settings=lambda wildcards: as_json(
-            variant=study.saes.variants[wildcards.variant],
-            training=study.saes.training,
-        ),
+        inputs=sae_flags,
+        settings=sae_settings,
         threads=study.saes.threads,
         code=code("saes"),
     shell:
-        "universality saes train {params.activations} --site resid_post.{wildcards.layer}"
-        " --model {wildcards.model} --seed {wildcards.seed} --settings {params.settings:q}"
+        "universality saes train {params.inputs} --model {wildcards.model}"
+        " --site resid_post.{wildcards.layer} --seed {wildcards.seed} --settings {params.settings:q}"
         " --out {output} --threads {params.threads} --log {log}"

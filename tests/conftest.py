@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from universality.activations.format import ENCODINGS, TokenRows
+from universality.activations.settings import DType
+from universality.activations.writer import ShardWriter
 from universality.corpus.documents import write_documents
 from universality.corpus.packing import write_tokens
 from universality.corpus.settings import DocumentsSettings, FilesSource, TrainedTokenizer
@@ -56,6 +59,25 @@ def tiny_model(family: str, vocab_size: int = 50, context: int = LENGTH, **chang
             if parameter.ndim >= 2 and "A_log" not in name:
                 parameter.mul_(2)
     return LanguageModel(hf.eval().requires_grad_(False))
+
+
+def write_store(folder: Path, values: torch.Tensor, sizes: list[int], dtype: DType = "fp32", **described) -> list[Path]:
+    """Shards of `sizes` rows of `values` [T, ...], as the cache writes them; row t is token t of document t // 10."""
+    described = {"model": "m", "site": "resid_post.0", "split": "train", "sample_seed": 0, "tokenizer": "t"} | described
+    values = values.to(ENCODINGS[dtype].torch)
+    shards, start = [], 0
+    for number, size in enumerate(sizes):
+        numbers = np.arange(start, start + size, dtype=np.int32)
+        rows = TokenRows(numbers, numbers // 10, numbers % 10)
+        place = {"first_row": start, "first_sequence": number, "sequences": 1}
+        shards.append(folder / f"shard_{number}")
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = ShardWriter(shards[-1], described | place, rows, tuple(values.shape[1:]), dtype)
+        for part in values[start : start + size].split(7):
+            writer.write(part)
+        writer.finish()
+        start += size
+    return shards
 
 
 @pytest.fixture(params=sorted(FAMILIES))

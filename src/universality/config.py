@@ -36,6 +36,11 @@ class Study(Settings):
                 raise ValueError(
                     f"saes.variants.{name}.k: {variant.k} is more than saes.training.d_sae={self.saes.training.d_sae}"
                 )
+        if self.activations.buffer_rows < self.saes.training.batch_size:
+            raise ValueError(
+                f"activations.buffer_rows: {self.activations.buffer_rows} is less than "
+                f"saes.training.batch_size={self.saes.training.batch_size}"
+            )
         if self.circuits.sequence_length > self.corpus.sequence_length:
             raise ValueError(
                 f"circuits.sequence_length: {self.circuits.sequence_length} is more than "

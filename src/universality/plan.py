@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from universality.activations.sites import neuron_sites, residual_site
 from universality.alignment.settings import Comparison, Side
 from universality.config import Study
 
@@ -21,6 +22,19 @@ class FeatureSet(NamedTuple):
         return f"{self.model}/{self.variant}/seed_{self.seed}/layer_{self.layer}"
 
 
+class Cached(NamedTuple):
+    """What one run of a model over a shard of the sample writes: the values of these sites."""
+
+    model: str
+    split: str
+    sites: list[str]
+
+    @property
+    def rule(self) -> str:
+        """The rule whose jobs are the shards: one of its own, since what such a job writes follows from the study."""
+        return f"activations_{self.model}_{self.split}"
+
+
 class Plan:
     """Paths are relative to the study's folder."""
 
@@ -33,9 +47,45 @@ class Plan:
     def models(self) -> list[str]:
         return list(self.study.models.zoo)
 
-    def shards(self, model: str, split: str) -> list[str]:
+    def shards(self, model: str, site: str, split: str) -> list[str]:
         n_shards = self.study.activations.n_shards(split)
-        return [f"results/activations/{model}/{split}/shard_{shard}" for shard in range(n_shards)]
+        return [f"results/activations/{model}/{site}/{split}/shard_{shard}" for shard in range(n_shards)]
+
+    def cached(self) -> list[Cached]:
+        """Everything that the store holds: what SAEs are trained on, unless they run the model themselves; held-out
+        residual streams for their codes; held-out neurons where they are compared."""
+        cached = []
+        for model in self.compared_models():
+            layers = self.layers(model)
+            residual = [residual_site(layer) for layer in layers if model in self.models_with_features()]
+            neurons = [site for layer in layers for site in self.neuron_sites(model, layer)]
+            if residual and self.study.activations.train == "store":
+                cached.append(Cached(model, "train", residual))
+            cached.append(Cached(model, "evaluation", residual + neurons))
+        return cached
+
+    def cached_shards(self) -> list[str]:
+        """The folders of all shards of the store."""
+        return [path for c in self.cached() for site in c.sites for path in self.shards(c.model, site, c.split)]
+
+    def neuron_sites(self, model: str, layer: int) -> list[str]:
+        """The layer's inner sites, if a comparison looks at the model's neurons."""
+        sides = [side.model for c in self._comparisons() if c.setting == "neurons" for side in (c.a, c.b)]
+        return neuron_sites(self.study.models.zoo[model].family, layer) if model in sides else []
+
+    def neuron_shards(self, model: str) -> list[str]:
+        """Evaluation shards of all the model's neuron sites."""
+        sites = [site for layer in self.layers(model) for site in self.neuron_sites(model, layer)]
+        return [path for site in sites for path in self.shards(model, site, "evaluation")]
+
+    def row_shards(self, model: str) -> list[str]:
+        """Evaluation shards of one site of a compared model, which tell token and document of every row."""
+        [site] = [c.sites[0] for c in self.cached() if (c.model, c.split) == (model, "evaluation")]
+        return self.shards(model, site, "evaluation")
+
+    def rules(self, stage: str) -> list[str]:
+        """The rules whose jobs make what the stage makes."""
+        return [cached.rule for cached in self.cached()] if stage == "activations" else [stage]
 
     def feature_sets(self) -> list[FeatureSet]:
         """The SAEs that the comparisons ask for, each once."""
@@ -53,7 +103,7 @@ class Plan:
         return sorted({features.model for features in self.feature_sets()})
 
     def compared_models(self) -> list[str]:
-        """Models that some comparison looks at, so that their evaluation activations are needed."""
+        """Models that some comparison looks at."""
         return sorted({side.model for c in self._comparisons() for side in (c.a, c.b)})
 
     def mamba_models(self) -> list[str]:
@@ -66,8 +116,7 @@ class Plan:
         return [
             *(f"results/corpus/{name}" for name in ("documents.parquet", "tokenizer", "tokens")),
             *(f"results/models/{model}" for model in self.models()),
-            *(shard for model in self.models_with_features() for shard in self.shards(model, "train")),
-            *(shard for model in self.compared_models() for shard in self.shards(model, "evaluation")),
+            *self.cached_shards(),
             *(f"results/{stage}/{path}" for stage in ("saes", "features") for path in features),
             *(f"results/alignment/{name}.{kind}" for name in comparisons for kind in ("parquet", "json")),
             *(f"results/circuits/induction_{model}.parquet" for model in self.models()),

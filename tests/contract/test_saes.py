@@ -7,6 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.conftest import write_store
+from universality.activations.batches import StoredBatches
+from universality.activations.store import ActivationStore
 from universality.errors import StudyError
 from universality.saes.settings import ReluL1Settings, SAETraining, TopKSettings
 from universality.saes.training import train_sae
@@ -41,22 +44,15 @@ def planted(n_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def shard(tmp_path_factory):
-    """A shard of activations with planted features, as the cache writes it."""
-    from safetensors.torch import save_file
-
-    from universality.storage import sha256, write_json
-
-    folder = tmp_path_factory.mktemp("planted")
+def batches(tmp_path_factory):
+    """Activations with planted features, in a store as the cache writes it."""
     values, _ = planted(8000)
-    save_file({"values": torch.from_numpy(values)}, folder / "resid_post.0.safetensors")
-    checksums = {"resid_post.0.safetensors": sha256(folder / "resid_post.0.safetensors")}
-    write_json(folder / "manifest.json", {"checksums": checksums, "tokenizer": "t", "rows": len(values)})
-    return folder
+    shards = write_store(tmp_path_factory.mktemp("planted"), torch.from_numpy(values), [8000])
+    return StoredBatches(ActivationStore(shards))
 
 
-def test_training_recovers_planted_features(shard, variant, tmp_path):
-    train_sae([shard], "resid_post.0", variant, training(), 0, "planted", tmp_path / "sae")
+def test_training_recovers_planted_features(batches, variant, tmp_path):
+    train_sae(batches, variant, training(), 0, tmp_path / "sae")
     sae = load_sae(tmp_path / "sae")
     learned = sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)
     cosines = torch.from_numpy(planted(1)[1]).float() @ learned.T
@@ -66,15 +62,15 @@ def test_training_recovers_planted_features(shard, variant, tmp_path):
     assert float(error) < 0.1
 
 
-def test_same_seed_same_bytes_other_seed_other_bytes(shard, variant, tmp_path):
+def test_same_seed_same_bytes_other_seed_other_bytes(batches, variant, tmp_path):
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
-        train_sae([shard], "resid_post.0", variant, training(steps=20), seed, "planted", tmp_path / name)
+        train_sae(batches, variant, training(steps=20), seed, tmp_path / name)
     one, two, three = ((tmp_path / n / "sae_weights.safetensors").read_bytes() for n in ("one", "two", "three"))
     assert one == two != three
 
 
-def test_the_folder_is_sae_lens_format(shard, variant, tmp_path):
-    train_sae([shard], "resid_post.0", variant, training(steps=5), 0, "planted", tmp_path / "sae")
+def test_the_folder_is_sae_lens_format(batches, variant, tmp_path):
+    train_sae(batches, variant, training(steps=5), 0, tmp_path / "sae")
     cfg = json.loads((tmp_path / "sae" / "cfg.json").read_text())
     weights = load_file(tmp_path / "sae" / "sae_weights.safetensors")
     assert cfg["architecture"] == variant.architecture
@@ -115,18 +111,18 @@ def test_gradients_are_those_of_the_loss(variant):
     )
 
 
-def test_bad_input_is_one_clear_error(shard, variant, tmp_path):
+def test_bad_input_is_one_clear_error(batches, variant, tmp_path):
     with pytest.raises(StudyError, match=r"batch_size: 9000 is more than the 8000 rows of resid_post\.0"):
-        train_sae([shard], "resid_post.0", variant, training(batch_size=9000), 0, "m", tmp_path / "sae")
+        train_sae(batches, variant, training(batch_size=9000), 0, tmp_path / "sae")
     with pytest.raises(StudyError, match="loss at step"):
-        train_sae([shard], "resid_post.0", variant, training(learning_rate=1e38), 0, "m", tmp_path / "sae")
+        train_sae(batches, variant, training(learning_rate=1e38), 0, tmp_path / "sae")
     with pytest.raises(StudyError, match="k=3 is more than"):
         build_sae(4, 2, VARIANTS["topk"])
     assert not (tmp_path / "sae").exists()
 
 
-def test_a_damaged_folder_is_named(shard, variant, tmp_path):
-    train_sae([shard], "resid_post.0", variant, training(steps=2), 0, "m", tmp_path / "sae")
+def test_a_damaged_folder_is_named(batches, variant, tmp_path):
+    train_sae(batches, variant, training(steps=2), 0, tmp_path / "sae")
     cfg = json.loads((tmp_path / "sae" / "cfg.json").read_text())
     (tmp_path / "sae" / "cfg.json").write_text(json.dumps(cfg | {"d_sae": 7}))
     with pytest.raises(StudyError, match=r"W_enc should have shape \(24, 7\), found \(24, 48\)"):

@@ -51,6 +51,9 @@ BAD = [
         "alignment.comparisons: all compare neurons",
     ),
     ("activations.train_sequences", 250, "train_sequences: 250 is not a multiple of cache.shard_sequences=128"),
+    ("activations.dtype", "fp16", "activations.dtype: 'fp16' is not allowed: Input should be 'bf16' or 'fp32'"),
+    ("activations.train", "disk", "activations.train: 'disk' is not allowed: Input should be 'store' or 'stream'"),
+    ("activations.buffer_rows", 8, "activations.buffer_rows: 8 is less than saes.training.batch_size=256"),
     ("models.training.min_induction_gain", float("nan"), "min_induction_gain: nan is not allowed"),
     ("circuits.sequence_length", 99, "circuits.sequence_length: 99 is more than corpus.sequence_length=32"),
     ("report", None, "report: None is not allowed"),
@@ -103,6 +106,26 @@ def test_the_paper_study_has_the_papers_sizes():
     assert plan.study.saes.training.d_sae == 24_576
     train = plan.study.activations.train_sequences * (plan.study.corpus.sequence_length - 1)
     assert train == pytest.approx(10e6, rel=0.01)
+
+
+def test_the_store_holds_what_the_study_reads_and_no_more():
+    study = copy.deepcopy(SMOKE)
+    study["models"]["zoo"]["mamba"]["layers"] = [1]
+
+    def cached():
+        return {(c.model, c.split): c.sites for c in Plan(check_study(study, "x")).cached()}
+
+    inner = ["mamba.1.ssm_in", "mamba.1.gate"]
+    assert cached()["mamba", "train"] == ["resid_post.1"]
+    assert cached()["mamba", "evaluation"] == ["resid_post.1", *inner]
+    assert cached()["neox_seed1", "evaluation"] == ["resid_post.0", "resid_post.1"]  # no neurons compared
+    path = "results/activations/mamba/mamba.1.gate/evaluation/shard_0"
+    assert path in Plan(check_study(study, "x")).results()
+    study["activations"]["train"] = "stream"
+    assert {split for _, split in cached()} == {"evaluation"}
+    assert Plan(check_study(study, "x")).rules("activations") == [f"activations_{m}_{s}" for m, s in cached()]
+    study["alignment"]["comparisons"].pop("neurons")
+    assert cached()["mamba", "evaluation"] == ["resid_post.1"]
 
 
 def test_only_compared_layers_are_planned():

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,18 @@ def environment() -> dict[str, str]:
     return kept | git | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
+def stage_of(rule: str) -> str:
+    """The DVC stage of a rule; activations have a rule for each model and split."""
+    return "activations" if rule.startswith("activations_") else rule
+
+
+def stage_edges(dot: str) -> set[tuple[str, str]]:
+    """Edges of Snakemake's graph of rules, between the stages of these rules."""
+    names = {number: stage_of(rule) for number, rule in re.findall(r'(\d+)\[label = "(\w+)"', dot)}
+    edges = {(names[a], names[b]) for a, b in re.findall(r"(\d+) -> (\d+)", dot)}
+    return {(a, b) for a, b in edges if b != "all" and a != b}
+
+
 class Project:
     def __init__(self, folder: Path):
         self.folder = folder
@@ -37,13 +50,13 @@ class Project:
         return self.run("snakemake", *arguments, check=check)
 
     def planned_rules(self, *arguments: str) -> set[str]:
-        """The rules that a run would execute now, without those that only gather."""
+        """The stages whose rules a run would execute now, without those that only gather."""
         table = self.snakemake("-n", "--quiet", "host", "reason", *arguments).stdout
         if "Nothing to be done" in table:
             return set()
         lines = table[table.index("Job stats:") :].splitlines()[3:]
         names = [line.split()[0] for line in lines[: lines.index("")]]
-        return {name for name in names if name not in ("all", "total") and not name.startswith("all_")}
+        return {stage_of(name) for name in names if name not in ("all", "total") and not name.startswith("all_")}
 
     def dvc_changed(self) -> set[str]:
         """Stages that `dvc status` finds changed."""

@@ -192,7 +192,9 @@ def test_the_papers_study_plans_without_network(tmp_path):
     counts = dict(re.findall(r"^(\w+) +(\d+)$", run.stdout, re.M))
     # L1 for two seeds and TopK for one, on 12 + 24 layers; 20 train and 2 evaluation shards of each model
     assert int(counts["saes"]) == int(counts["features"]) == 3 * (12 + 24)
-    assert int(counts["activations"]) == 2 * (20 + 2)
+    for model in ("pythia", "mamba"):
+        assert int(counts[f"activations_{model}_train"]) == 20
+        assert int(counts[f"activations_{model}_evaluation"]) == 2
     assert int(counts["models"]) == 2
     outputs = set(re.findall(r"output: results/saes/(\w+)/relu_l1/seed_0/layer_(\d+)", run.stdout))
     assert outputs == {("pythia", str(n)) for n in range(12)} | {("mamba", str(n)) for n in range(24)}

@@ -1,13 +1,17 @@
 """A study of models that come from elsewhere: local folders as the hub has Pythia and Mamba, with their tokenizer."""
 
 import json
+import re
 
 import pytest
 import yaml
 
 from tests.conftest import tiny_model
+from tests.workflow.project import ROOT, stage_edges
 from tests.workflow.test_bad_input import errors, set_value, snakemake, study_in, write_texts
 from universality.corpus.tokenizer import load_tokenizer, train_bpe
+from universality.storage import read_table
+from universality.study.dvc import dvc_stages
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("loaded")]
 
@@ -65,6 +69,39 @@ def test_a_mismatch_of_tokenizers_names_both_models(folders):
     assert len(errors(run)) == 1
     for name in ("models.zoo.mamba (checkpoints/mamba)", "checkpoints/pythia", "must share one tokenizer"):
         assert name in errors(run)[0]
+
+
+def streamed(study):
+    loaded_models(study)
+    study["activations"] |= {"train": "stream", "buffer_rows": 300}
+
+
+def test_a_study_that_trains_on_a_stream_stores_no_train_activations(folders):
+    write_texts(folders, 80)
+    project = study_in(folders, streamed)
+    plan = snakemake(project, "-n", "--quiet", "host", "reason").stdout
+    assert set(re.findall(r"^activations_\w+", plan, re.M)) == {
+        "activations_pythia_evaluation",
+        "activations_mamba_evaluation",
+    }
+    assert snakemake(project, "results/saes/pythia/topk/seed_0/layer_1").returncode == 0
+    assert not (folders / "results" / "activations").exists()
+    curves = read_table(folders / "results" / "saes" / "pythia" / "topk" / "seed_0" / "layer_1" / "training.parquet")
+    assert curves["explained_variance"].to_pylist()[-1] > 0.2
+
+
+def test_dvc_knows_every_dependency_of_a_study_that_streams(folders):
+    import networkx
+
+    write_texts(folders)
+    dot = snakemake(study_in(folders, streamed), "--rulegraph", "dot", "--forceall", "--quiet", "all").stdout
+    stages = dvc_stages(ROOT)["stages"]
+    makes = {out: name for name, stage in stages.items() for out in stage["outs"]}
+    known = networkx.DiGraph()
+    known.add_edges_from((makes[dep], name) for name, stage in stages.items() for dep in stage["deps"] if dep in makes)
+    edges = stage_edges(dot)
+    assert ("models", "saes") in edges
+    assert edges <= set(known.edges)
 
 
 def test_a_study_given_by_configfile_replaces_params_yaml(folders):

@@ -1,85 +1,104 @@
-"""Fill a shard of the activation store: run a model over a part of the sample and keep the values of its sites."""
+"""Fill shards of the activation store: run a model over a part of the sample, keeping the values of all its sites."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
-from universality.activations.settings import CacheSettings
-from universality.corpus.tokens import TokenSequences, read_tokens
+from universality.activations.format import ENCODINGS
+from universality.activations.sample import Sample, read_sample
+from universality.activations.settings import ShardSettings
+from universality.activations.writer import ShardWriter
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel, load_model
 from universality.runtime import progress
-from universality.storage import replacing, sha256, write_json
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from universality.storage import replacing
 
 
-def sample_rows(sequences: TokenSequences, split: str, shard: int, settings: CacheSettings) -> np.ndarray:
-    """Indices of the shard's sequences. Raises StudyError if the split has fewer sequences than asked for."""
-    available = len(sequences.tokens)
-    size = settings.shard_sequences
-    if (shard + 1) * size > available:
-        raise StudyError(
-            f"activations.{split}_sequences: shard {shard} would need sequences up to {(shard + 1) * size}, more than "
-            f"the {available} that the {split} split has"
-        )
-    order = np.random.default_rng(settings.sample_seed).permutation(available)
-    return order[shard * size : (shard + 1) * size]
+def capture(model: LanguageModel, tokens: np.ndarray, sites: list[str]) -> dict[str, torch.Tensor]:
+    """Values [B, L, ...] of the sites on `tokens` [B, L]; logits are not used."""
+    with torch.inference_mode():
+        return model.run(torch.from_numpy(tokens.astype(np.int64)), capture=sites).captured
 
 
-def sites_to_cache(model: LanguageModel, split: str, layers: list[int]) -> list[str]:
-    """The residual stream after each block; on held-out documents also the neurons, for the neuron baseline."""
-    sites = [f"resid_post.{layer}" for layer in layers]
-    if split == "evaluation":
-        sites += [site for layer in layers for site in model.family.neuron_sites(layer)]
-    return sites
+def kept_values(where: str, site: str, value: torch.Tensor, kept: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """Rows [n, ...] of `value` [B, L, ...] at kept tokens [B, L], rounded to `dtype`.
+
+    Raises StudyError naming the model, `where`, if a value is not finite.
+    """
+    rows = value.flatten(0, 1)[torch.from_numpy(np.flatnonzero(kept))].to(dtype)
+    # One sum finds nearly all in one pass; only if it is not finite, which large values can cause too, look at each.
+    if not torch.isfinite(rows.sum(dtype=torch.float32)) and not torch.isfinite(rows).all():
+        raise StudyError(f"{where}: {site} has values that are not finite")
+    return rows
 
 
 def cache_shard(
     model_folder: Path,
-    layers: list[int],
+    sites: list[str],
     tokens_folder: Path,
     split: str,
     shard: int,
-    settings: CacheSettings,
+    settings: ShardSettings,
     out: Path,
 ) -> None:
-    """Run the model over one shard of the sample and write the values of its sites.
+    """Run the model once over one shard of the sample; write `out`/{site}/{split}/shard_{shard} for every site.
 
-    Raises StudyError naming the model if a value is not finite.
+    Raises StudyError naming the model if it has no such site or a value is not finite.
     """
-    model = load_model(model_folder)
-    sequences = read_tokens(tokens_folder, split)
-    rows = sample_rows(sequences, split, shard, settings)
-    tokens, documents = sequences.tokens[rows], sequences.documents[rows]
-    kept = tokens != sequences.end_of_text
-    sites = sites_to_cache(model, split, layers)
-    values: dict[str, list[torch.Tensor]] = {site: [] for site in sites}
-    starts = range(0, len(rows), settings.batch_size)
-    for start in progress(starts, f"{model_folder.name} {split} shard {shard}, batches"):
-        part = slice(start, start + settings.batch_size)
-        with torch.inference_mode():
-            captured = model.run(torch.from_numpy(tokens[part].astype(np.int64)), capture=sites).captured
-        mask = torch.from_numpy(kept[part])
-        for site in sites:
-            value = captured[site][mask]
-            if not torch.isfinite(value).all():
-                raise StudyError(f"{model_folder}: {site} has values that are not finite")
-            values[site].append(value.to(_DTYPES[settings.dtype]))
-    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    with replacing(out) as folder:
-        folder.mkdir()
-        for site in sites:
-            save_file({"values": torch.cat(values[site])}, folder / f"{site}.safetensors")
-        described = {"tokens": tokens, "documents": documents, "positions": positions}
-        arrays = {name: torch.from_numpy(np.ascontiguousarray(a[kept])) for name, a in described.items()}
-        save_file(arrays, folder / "tokens.safetensors")
-        files = sorted(p.name for p in folder.iterdir())
-        manifest = {
-            "checksums": {name: sha256(folder / name) for name in files},
-            "tokenizer": sequences.tokenizer,
-            "rows": int(kept.sum()),
-        }
-        write_json(folder / "manifest.json", manifest)
+    size = settings.shard_sequences
+    sample = read_sample(tokens_folder, split, (shard + 1) * size, settings.sample_seed)
+    described = {
+        "model": model_folder.name,
+        "split": split,
+        "sample_seed": settings.sample_seed,
+        "first_row": sample.part(slice(0, shard * size)).n_rows,
+        "first_sequence": shard * size,
+        "sequences": size,
+        "tokenizer": sample.tokenizer,
+    }
+    folders = {site: out / site / split / f"shard_{shard}" for site in sites}
+    part = sample.part(slice(shard * size, None))
+    fill_shards(load_model(model_folder), str(model_folder), part, described, settings, folders)
+
+
+def fill_shards(
+    model: LanguageModel,
+    where: str,
+    sample: Sample,
+    described: dict,
+    settings: ShardSettings,
+    folders: dict[str, Path],
+) -> None:
+    """Write one shard folder a site, at most two batches of values in memory: one computed, one written meanwhile."""
+    sites = list(folders)
+    unknown = [site for site in sites if site not in model.sites]
+    if unknown:
+        raise StudyError(f"{where}: has no site {unknown[0]!r}; it has {', '.join(model.sites)}")
+    dtype, rows = ENCODINGS[settings.dtype].torch, sample.rows()
+    with ExitStack() as stack, ThreadPoolExecutor(1, "shard-writer") as background:
+        writers = {}
+        for site, folder in folders.items():
+            temporary = stack.enter_context(replacing(folder))
+            writer = ShardWriter(temporary, {**described, "site": site}, rows, model.sites[site], settings.dtype)
+            writers[site] = stack.enter_context(closing(writer))
+
+        def write(captured: dict[str, torch.Tensor], kept: np.ndarray) -> None:
+            for site, writer in writers.items():
+                writer.write(kept_values(where, site, captured.pop(site), kept, dtype))
+
+        writing: Future | None = None
+        starts = range(0, len(sample.tokens), settings.batch_size)
+        for start in progress(starts, f"{where} {described['split']} from {described['first_sequence']}, batches"):
+            batch = slice(start, start + settings.batch_size)
+            captured = capture(model, sample.tokens[batch], sites)
+            if writing is not None:
+                writing.result()
+            writing = background.submit(write, captured, sample.kept[batch])
+            del captured
+        if writing is not None:
+            writing.result()
+        for writer in writers.values():
+            writer.finish()

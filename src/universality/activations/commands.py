@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from universality.activations.settings import CacheSettings
+from universality.activations.settings import ShardSettings
 from universality.commands import Log, Out, Settings, Threads, example, stage
 from universality.runtime import configure, deterministic_torch
 from universality.settings import parse_argument
@@ -21,13 +21,13 @@ class Split(StrEnum):
 
 @app.command(
     epilog=example(
-        "activations cache --model models/neox --layer 0 --layer 1 --tokens tokens --split train --shard 0 "
-        "--settings activations.yaml --out activations/neox/train/shard_0"
+        "activations cache --model models/neox --site resid_post.0 --site resid_post.1 --tokens tokens --split train "
+        "--shard 0 --settings shard.yaml --out activations/neox"
     )
 )
 def cache(
     model: Annotated[Path, typer.Option(help="Model folder.")],
-    layer: Annotated[list[int], typer.Option(help="A layer to cache; repeat for more.")],
+    site: Annotated[list[str], typer.Option(help="A site to cache, such as resid_post.0; repeat for more.")],
     tokens: Annotated[Path, typer.Option(help="Tokens folder from `corpus tokens`.")],
     split: Annotated[Split, typer.Option(help="Which documents.")],
     shard: Annotated[int, typer.Option(min=0, help="Number of the shard.")],
@@ -36,10 +36,20 @@ def cache(
     threads: Threads = 1,
     log: Log = None,
 ) -> None:
-    """Run the model over one shard of the sample and write its residual streams (and, held out, its neurons)."""
+    """Run the model once over one shard of the sample; each site goes to OUT/{site}/{split}/shard_{shard}."""
     configure(threads, log)
-    parsed = parse_argument(CacheSettings, settings)
+    parsed = parse_argument(ShardSettings, settings)
     deterministic_torch(threads)
     from universality.activations.cache import cache_shard
 
-    cache_shard(model, layer, tokens, split.value, shard, parsed, out)
+    cache_shard(model, site, tokens, split.value, shard, parsed, out)
+
+
+@app.command(epilog=example("activations verify results/activations/*/*/*/shard_*"))
+def verify(shard: Annotated[list[Path], typer.Argument(help="Shard folders.")]) -> None:
+    """Recompute every checksum of shards; the first file that is not what was written is an error."""
+    from universality.activations.verify import verify_shard
+
+    for folder in shard:
+        manifest = verify_shard(folder)
+        print(f"{folder}: {manifest.rows} rows of {manifest.model} {manifest.site} {manifest.split}, as written")

@@ -46,10 +46,8 @@ def sparse_sums(index: scipy.sparse.csr_array, x: scipy.sparse.csr_array, y: sci
     )
 
 
-def dense_sums(index: scipy.sparse.csr_array, x: np.ndarray, y: np.ndarray) -> DocumentSums:
-    """The same for dense columns."""
-    x = x - x.mean(axis=0, dtype=np.float64)
-    y = y - y.mean(axis=0, dtype=np.float64)
+def centred_sums(index: scipy.sparse.csr_array, x: np.ndarray, y: np.ndarray) -> DocumentSums:
+    """The same for dense columns, of all tokens or a block of them, that were centred by the full sample's means."""
     return DocumentSums(index.sum(axis=1), index @ x, index @ y, index @ (x * x), index @ (y * y), index @ (x * y))
 
 

@@ -5,6 +5,7 @@ frequency (share of the evaluation tokens where it fires), dead. The summary has
 together, the mean MPPC of live features with its interval.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -12,10 +13,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import scipy.sparse
 
-from universality.activations.store import read_rows, read_site, sites_in
 from universality.alignment.bootstrap import (
     DocumentSums,
-    dense_sums,
     document_index,
     percentile_interval,
     resample_weights,
@@ -27,15 +26,15 @@ from universality.alignment.mppc import (
     best_matches,
     best_of_correlations,
     best_over_layers,
-    dense_correlations,
 )
+from universality.alignment.neurons import Neurons, correlations, pair_sums, read_neurons
 from universality.alignment.settings import Comparison, Statistics
 from universality.errors import StudyError
 from universality.features.codes import read_codes
 from universality.runtime import log, progress
 from universality.storage import write_json, write_table
 
-Layer: TypeAlias = scipy.sparse.csr_array | np.ndarray
+Layer: TypeAlias = scipy.sparse.csr_array | Neurons
 _CHUNK = 2048  # features whose per-document sums are held at a time
 
 
@@ -52,16 +51,13 @@ def read_feature_side(model: str, numbers: list[int], folders: list[Path]) -> Mo
 
 
 def read_neuron_side(model: str, numbers: list[int], shards: list[Path]) -> ModelSide:
-    """Neurons of each layer: the values of its cached inner sites, side by side."""
-    sites = [[s for s in sites_in(shards[0]) if s.split(".")[1] == str(n) and "resid" not in s] for n in numbers]
-    layers = [np.concatenate([read_site(shards, s).numpy() for s in layer], axis=1) for layer in sites]
-    return ModelSide(model, numbers, layers)
+    return ModelSide(model, numbers, [*read_neurons(model, numbers, shards)])
 
 
 def shuffled(side: ModelSide, seed: int) -> ModelSide:
-    """The side with its tokens in one random order, the same for all layers: what chance and selection alone give."""
+    """The side with the tokens of its codes in one random order, the same for all layers: what chance alone gives."""
     order = np.random.default_rng(seed).permutation(side.layers[0].shape[0])
-    return side._replace(layers=[layer[order] for layer in side.layers])
+    return side._replace(layers=[layer[order] for layer in side.layers if not isinstance(layer, Neurons)])
 
 
 def compare(a: ModelSide, b: ModelSide, documents: np.ndarray, settings: Statistics) -> tuple[dict, dict]:
@@ -105,7 +101,7 @@ def _one_way(x: ModelSide, y: ModelSide, index, weights: np.ndarray, confidence:
                 "mppc": mppc,
                 "mppc_low": low,
                 "mppc_high": high,
-                "frequency": np.asarray((features != 0).sum(axis=0)).ravel() / features.shape[0],
+                "frequency": _frequency(features),
                 "dead": np.isnan(mppc),
             }
         )
@@ -113,25 +109,38 @@ def _one_way(x: ModelSide, y: ModelSide, index, weights: np.ndarray, confidence:
     return {k: np.concatenate([t[k] for t in tables]) for k in tables[0]}, np.concatenate(resampled, axis=1)
 
 
+def _frequency(x: Layer) -> np.ndarray:
+    if isinstance(x, Neurons):
+        return x.moments.frequency
+    return np.asarray((x != 0).sum(axis=0)).ravel() / x.shape[0]
+
+
 def _match(x: Layer, y: Layer) -> Matches:
-    if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
-        return best_of_correlations(dense_correlations(x, y))
+    if isinstance(x, Neurons) and isinstance(y, Neurons):
+        return best_of_correlations(correlations(x, y))
     return best_matches(x, y)
 
 
 def _resample(x: Layer, others: list[Layer], place, best_feature, index, weights) -> np.ndarray:
     """Correlation of each live feature of x with its partner in every resample [R, F]; NaN for dead ones."""
-    sums: Callable[..., DocumentSums] = dense_sums if isinstance(x, np.ndarray) else sparse_sums
-    x_columns = x if isinstance(x, np.ndarray) else x.tocsc()
     r = np.full((len(weights), x.shape[1]), np.nan)
     for number, other in enumerate(others):
-        other_columns = other if isinstance(other, np.ndarray) else other.tocsc()
         matched = np.flatnonzero(place == number)
+        sums_of = _pair_sums(index, x, other)
         for start in range(0, len(matched), _CHUNK):
             part = matched[start : start + _CHUNK]
-            pairs = sums(index, x_columns[:, part], other_columns[:, best_feature[part]])
-            r[:, part] = resampled_correlations(pairs, weights)
+            r[:, part] = resampled_correlations(sums_of(part, best_feature[part]), weights)
     return r
+
+
+def _pair_sums(index, x: Layer, y: Layer) -> Callable[[np.ndarray, np.ndarray], DocumentSums]:
+    """(features of x, their partners in y) -> per-document sums."""
+    if isinstance(x, Neurons) and isinstance(y, Neurons):
+        return functools.partial(pair_sums, index, x, y)
+    assert not isinstance(x, Neurons)
+    assert not isinstance(y, Neurons)
+    x_columns, y_columns = x.tocsc(), y.tocsc()
+    return lambda features, partners: sparse_sums(index, x_columns[:, features], y_columns[:, partners])
 
 
 def _summary(model: str, other: str, mppc: np.ndarray, resampled: np.ndarray, confidence: float) -> dict:
@@ -156,15 +165,15 @@ def write_comparison(
     comparison: Comparison,
     a: ModelSide,
     b: ModelSide,
-    shards: list[Path],
+    documents: np.ndarray,
     settings: Statistics,
     table: Path,
     summary: Path,
 ) -> None:
-    """Compare, and write table and summary; the summary names the sides. `shards` are side a's evaluation shards."""
+    """Compare, and write table and summary, which names the sides. `documents` [T] tells each token's document."""
     if comparison.setting == "shuffled":
         b = shuffled(b, settings.shuffle_seed)
-    columns, means = compare(a, b, read_rows(shards).documents, settings)
+    columns, means = compare(a, b, documents, settings)
     both = means["both"]
     log.info(
         "%s and %s, %s: mean MPPC %.4f [%.4f, %.4f]",

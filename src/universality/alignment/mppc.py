@@ -108,8 +108,3 @@ def best_over_layers(per_layer: list[Matches]) -> tuple[np.ndarray, np.ndarray, 
     rows = np.arange(mppc.shape[1])
     feature = np.stack([m.partner for m in per_layer])[place, rows]
     return mppc[place, rows], np.where(feature < 0, -1, place).astype(np.int32), feature
-
-
-def dense_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson correlations [F_A, F_B] of dense columns in float64; NaN where a column is constant."""
-    return _standardised(a).T @ _standardised(b) / len(a)

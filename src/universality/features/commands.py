@@ -15,13 +15,17 @@ app = stage("Encode the evaluation tokens with an SAE.")
 
 @app.command(
     epilog=example(
-        "features encode --activations activations/neox/evaluation/shard_0 --site resid_post.0 "
-        "--sae saes/neox/topk/seed_0/layer_0 --settings features.yaml --out features/neox/topk/seed_0/layer_0"
+        "features encode --activations activations/neox/resid_post.0/evaluation/shard_0 --model neox "
+        "--site resid_post.0 --sae saes/neox/topk/seed_0/layer_0 --settings features.yaml "
+        "--out features/neox/topk/seed_0/layer_0"
     )
 )
 def encode(
-    activations: Annotated[list[Path], typer.Option(help="A shard of evaluation activations; repeat for more.")],
-    site: Annotated[str, typer.Option(help="The site to read, such as resid_post.0.")],
+    activations: Annotated[
+        list[Path], typer.Option(help="A shard of evaluation activations of the site; repeat for more.")
+    ],
+    model: Annotated[str, typer.Option(help="Name of the model, which the shards must be of.")],
+    site: Annotated[str, typer.Option(help="The site they must be of, such as resid_post.0.")],
     sae: Annotated[Path, typer.Option(help="SAE folder.")],
     settings: Settings,
     out: Out,
@@ -32,6 +36,8 @@ def encode(
     configure(threads, log)
     parsed = parse_argument(FeaturesSettings, settings)
     deterministic_torch(threads)
-    from universality.features.encode import encode_site
+    from universality.activations.store import ActivationStore
+    from universality.features.encode import encode_store
 
-    encode_site(activations, site, sae, parsed, out)
+    store = ActivationStore(activations, model=model, site=site, split="evaluation")
+    encode_store(store, sae, parsed, out)

@@ -1,4 +1,4 @@
-"""`universality study`: check a study's settings, write its DVC stages."""
+"""`universality study`: check a study's settings, tell what it needs, write its DVC stages."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from universality.commands import Out, example, stage
+
+StudyFile = Annotated[Path, typer.Option(help="The study's params.yaml.")]
 
 app = stage("A study as a whole: its settings, its DVC stages.")
 
@@ -21,6 +23,18 @@ def check(path: Annotated[Path, typer.Argument(help="The study's params.yaml.")]
     for model in plan.models():
         print(f"{model}: layers {', '.join(map(str, plan.layers(model)))}")
     print(f"{len(plan.feature_sets())} SAEs, {len(study.alignment.comparisons)} comparisons")
+
+
+@app.command(epilog=example("study rules activations"))
+def rules(stage: Annotated[str, typer.Argument(help="The stage.")], study: StudyFile = Path("params.yaml")) -> None:
+    """Name the rules of a stage, which follow from the study where their outputs do."""
+    from universality.config import Study, load_study
+    from universality.errors import StudyError
+    from universality.plan import Plan
+
+    if stage not in Study.model_fields:
+        raise StudyError(f"study rules: {stage!r} is no stage; allowed: {', '.join(Study.model_fields)}")
+    print(*Plan(load_study(study)).rules(stage))
 
 
 @app.command(epilog=example("study dvc --root . --out dvc.yaml"))

@@ -27,10 +27,13 @@ class Stage(NamedTuple):
     """What Snakemake is asked for; by default `all_{rule}`, the rule that gathers the stage's jobs."""
     files: tuple[str, ...] = ()
     """Further files the stage depends on."""
+    rules: str = ""
+    """What names the stage's rules, where there are several and they follow from the study."""
 
 
 # Which models, SAEs and comparisons there are is decided by models.zoo and alignment.comparisons together.
 _SHAPE = ("models.zoo", "alignment.comparisons")
+_STREAM = tuple(f"activations.{key}" for key in ("train", "train_sequences", "dtype", "buffer_rows", "cache"))
 
 STAGES = (
     Stage(
@@ -60,8 +63,16 @@ STAGES = (
         "results/corpus/tokens",
     ),
     Stage("models", "models", ("corpus/tokens", "corpus/tokenizer"), ("models",), ("models",), files=(INPUTS,)),
-    Stage("activations", "activations", ("models", "corpus/tokens"), ("activations",), ("activations", *_SHAPE)),
-    Stage("saes", "saes", ("activations",), ("saes",), ("saes", *_SHAPE)),
+    Stage(
+        "activations",
+        "activations",
+        ("models", "corpus/tokens"),
+        ("activations",),
+        ("activations", *_SHAPE),
+        rules="$(universality study rules activations)",
+    ),
+    # Models and tokens are read where a study trains on a stream.
+    Stage("saes", "saes", ("activations", "models", "corpus/tokens"), ("saes",), ("saes", *_STREAM, *_SHAPE)),
     Stage("features", "features", ("activations", "saes"), ("features",), ("features", *_SHAPE)),
     Stage("alignment", "alignment", ("activations", "features"), ("alignment",), ("alignment", "models.zoo")),
     Stage("circuits", "circuits", ("models", "corpus/tokens"), ("circuits",), ("circuits", "models.zoo")),
@@ -84,7 +95,7 @@ def dvc_stages(root: Path) -> dict:
 def _describe(stage: Stage, root: Path) -> dict:
     code = source_files(root / "src", f"universality.{stage.package}.commands")
     target = stage.target or f"all_{stage.rule}"
-    allowed = stage.rule if stage.target else f"{stage.rule} {target}"
+    allowed = stage.rule if stage.target else f"{stage.rules or stage.rule} {target}"
     described: dict = {
         "cmd": f"snakemake --allowed-rules {allowed} -- {target}",
         "deps": sorted(

@@ -1,104 +1,157 @@
-import shutil
+import json
 
 import numpy as np
 import pytest
 import torch
 
 from tests.conftest import LENGTH, tiny_model
-from universality.activations.cache import cache_shard, sample_rows
-from universality.activations.settings import CacheSettings
-from universality.activations.store import check_aligned, read_rows, read_site, sites_in
-from universality.corpus.tokens import read_tokens
+from universality.activations.cache import cache_shard
+from universality.activations.sample import read_sample
+from universality.activations.settings import ShardSettings
+from universality.activations.sites import neuron_sites, residual_site, site_width
+from universality.activations.store import ActivationStore, check_aligned, stores_by_site
+from universality.activations.verify import verify_shard
 from universality.errors import StudyError
+from universality.models.language_model import FAMILIES
 
 
-def settings(**changes) -> CacheSettings:
-    values = {"sample_seed": 3, "shard_sequences": 10, "batch_size": 4, "dtype": "float32"}
-    return CacheSettings(**values | changes)
+def settings(**changes) -> ShardSettings:
+    values = {"sample_seed": 3, "shard_sequences": 10, "batch_size": 4, "dtype": "fp32"}
+    return ShardSettings(**values | changes)
+
+
+def sites_of(family: str) -> list[str]:
+    return [residual_site(n) for n in (0, 1)] + [site for n in (0, 1) for site in neuron_sites(family, n)]
 
 
 @pytest.fixture(scope="module")
-def folders(corpus, tmp_path_factory):
-    """Evaluation shards of both families' tiny models: family -> [shard_0, shard_1]."""
+def folder(corpus, tmp_path_factory):
+    """Evaluation shards 0 and 1 of all sites of both families' tiny models."""
     out = tmp_path_factory.mktemp("activations")
-    shards = {}
-    for family in ("gpt_neox", "mamba"):
+    for family in FAMILIES:
         model = tiny_model(family, vocab_size=300)
         model.hf.save_pretrained(out / family)
-        shards[family] = [out / f"{family}_shard_{n}" for n in range(2)]
-        for number, shard in enumerate(shards[family]):
-            cache_shard(out / family, [0, 1], corpus / "tokens", "evaluation", number, settings(), shard)
-    return shards
+        for shard in range(2):
+            cache_shard(
+                out / family, sites_of(family), corpus / "tokens", "evaluation", shard, settings(), out / "a" / family
+            )
+    return out
 
 
-def test_cached_values_are_what_the_model_computes(corpus, folders, family):
-    sequences = read_tokens(corpus / "tokens", "evaluation")
-    rows = np.concatenate([sample_rows(sequences, "evaluation", n, settings()) for n in range(2)])
-    tokens = torch.from_numpy(sequences.tokens[rows]).long()
+def shards(folder, family, site="resid_post.0", part="a"):
+    return sorted((folder / part / family / site / "evaluation").iterdir())
+
+
+def test_sites_known_by_name_are_those_of_the_families(family):
     model = tiny_model(family, vocab_size=300)
-    kept = tokens != sequences.end_of_text
-    expected = model.run(tokens, capture=model.sites).captured
-    assert sites_in(folders[family][0]) == sorted(
-        [f"resid_post.{n}" for n in (0, 1)] + [s for n in (0, 1) for s in model.family.neuron_sites(n)]
+    for layer in range(model.n_layers):
+        assert neuron_sites(family, layer) == list(model.family.neuron_sites(layer))
+        for site in [residual_site(layer), *neuron_sites(family, layer)]:
+            assert model.sites[site] == (site_width(family, site, model.d_model),)
+
+
+def test_cached_values_are_what_the_model_computes(corpus, folder, family):
+    sample = read_sample(corpus / "tokens", "evaluation", 20, 3)
+    tokens = torch.from_numpy(sample.tokens).long()
+    model = tiny_model(family, vocab_size=300)
+    expected = model.run(tokens, capture=sites_of(family)).captured
+    stores = stores_by_site(
+        [path for site in sites_of(family) for path in shards(folder, family, site)], model=family, split="evaluation"
     )
-    for site in sites_in(folders[family][0]):
-        torch.testing.assert_close(read_site(folders[family], site), expected[site][kept], rtol=1e-4, atol=1e-4)
-    described = read_rows(folders[family])
-    assert np.array_equal(described.tokens, tokens[kept])
-    assert np.array_equal(described.documents, sequences.documents[rows][kept.numpy()])
-    assert described.positions.min() >= 1
-    assert described.positions.max() == LENGTH - 1
+    assert list(stores) == sites_of(family)
+    for site, store in stores.items():
+        values = store.read(0, store.n_rows)
+        torch.testing.assert_close(values, expected[site][sample.kept], rtol=1e-4, atol=1e-4)
+        rows = store.rows()
+        assert np.array_equal(rows.tokens, sample.tokens[sample.kept])
+        assert np.array_equal(rows.documents, sample.documents[sample.kept])
+        assert (rows.positions.min(), rows.positions.max()) == (1, LENGTH - 1)
+
+
+def test_the_manifest_tells_what_a_shard_is_and_where_it_stands(corpus, folder):
+    first, second = (json.loads((s / "manifest.json").read_text()) for s in shards(folder, "mamba", "mamba.1.gate"))
+    sample = read_sample(corpus / "tokens", "evaluation", 20, 3)
+    assert (second["model"], second["site"], second["split"]) == ("mamba", "mamba.1.gate", "evaluation")
+    assert (first["first_row"], first["first_sequence"]) == (0, 0)
+    assert (second["first_row"], second["first_sequence"], second["sequences"]) == (sample.kept[:10].sum(), 10, 10)
+    assert second["shape"] == [sample.kept[10:].sum(), 32]
+    assert second["tokenizer"] == sample.tokenizer
+
+
+def test_values_are_a_plain_safetensors_file(folder):
+    from safetensors.torch import load_file
+
+    for shard in shards(folder, "gpt_neox", "mlp.0.post"):
+        store = ActivationStore([shard])
+        tensors = load_file(shard / "values.safetensors")
+        assert list(tensors) == ["values"]
+        assert torch.equal(tensors["values"], store.read(0, store.n_rows))
+
+
+def test_one_job_or_many_the_rows_are_the_same(corpus, folder, tmp_path, family):
+    for number in range(4):
+        out = tmp_path / "b" / family
+        cache_shard(
+            folder / family, sites_of(family), corpus / "tokens", "evaluation", number,
+            settings(shard_sequences=5, batch_size=5), out,
+        )  # fmt: skip
+    coarse = ActivationStore(shards(folder, family))
+    fine = ActivationStore(shards(tmp_path, family, part="b"))
+    assert np.array_equal(coarse.rows(), fine.rows())
+    torch.testing.assert_close(coarse.read(0, 10**9), fine.read(0, 10**9), rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_job_writes_the_same_bytes(corpus, folder, tmp_path):
+    cache_shard(folder / "mamba", ["resid_post.1"], corpus / "tokens", "evaluation", 1, settings(), tmp_path / "again")
+    again = tmp_path / "again" / "resid_post.1" / "evaluation" / "shard_1"
+    for path in shards(folder, "mamba", "resid_post.1")[1].iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes()
+
+
+def test_bf16_halves_the_bytes_and_keeps_eight_bits(corpus, folder, tmp_path):
+    model, out = folder / "gpt_neox", tmp_path / "c" / "gpt_neox"
+    cache_shard(model, ["resid_post.0"], corpus / "tokens", "evaluation", 0, settings(dtype="bf16"), out)
+    exact, rounded = shards(folder, "gpt_neox")[0], shards(tmp_path, "gpt_neox", part="c")[0]
+    values = ActivationStore([exact]).read(0, 10**9)
+    assert torch.equal(ActivationStore([rounded]).read(0, 10**9), values.bfloat16().float())
+    sizes = [(shard / "values.safetensors").stat().st_size for shard in (exact, rounded)]
+    assert sizes[1] < 0.6 * sizes[0]
+    verify_shard(rounded)
 
 
 def test_shards_part_one_endless_sample(corpus):
-    sequences = read_tokens(corpus / "tokens", "train")
-    parts = [sample_rows(sequences, "train", n, settings()) for n in range(3)]
-    assert len(np.unique(np.concatenate(parts))) == 30
-    assert np.array_equal(np.concatenate(parts), sample_rows(sequences, "train", 0, settings(shard_sequences=30)))
+    whole = read_sample(corpus / "tokens", "train", 30, 3)
+    assert np.array_equal(read_sample(corpus / "tokens", "train", 20, 3).tokens, whole.tokens[:20])
+    assert not np.array_equal(read_sample(corpus / "tokens", "train", 30, 4).tokens, whole.tokens)
+    assert len(np.unique(whole.documents)) > 20
 
 
 def test_asking_for_more_than_the_corpus_has_is_an_error(corpus):
-    sequences = read_tokens(corpus / "tokens", "train")
-    with pytest.raises(StudyError, match=r"activations\.train_sequences: shard 9999 would need sequences up to 100000"):
-        sample_rows(sequences, "train", 9999, settings())
+    with pytest.raises(StudyError, match=r"activations\.train_sequences: 100000 sequences are asked for, more"):
+        read_sample(corpus / "tokens", "train", 100_000, 3)
 
 
-def test_bfloat16_halves_the_bytes_and_keeps_eight_bits(corpus, folders, tmp_path):
-    model = folders["gpt_neox"][0].parent / "gpt_neox"
-    cache_shard(model, [0], corpus / "tokens", "evaluation", 0, settings(dtype="bfloat16"), tmp_path / "shard")
-    exact, rounded = (read_site([f], "resid_post.0") for f in (folders["gpt_neox"][0], tmp_path / "shard"))
-    torch.testing.assert_close(rounded, exact, rtol=2**-8, atol=1e-6)
-    sizes = [(f / "resid_post.0.safetensors").stat().st_size for f in (folders["gpt_neox"][0], tmp_path / "shard")]
-    assert sizes[1] < 0.6 * sizes[0]
-
-
-def test_a_truncated_shard_a_foreign_site_and_a_missing_one_are_named(folders, tmp_path):
-    broken = tmp_path / "shard"
-    shutil.copytree(folders["mamba"][0], broken)
-    path = broken / "resid_post.1.safetensors"
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(StudyError, match=r"resid_post\.1\.safetensors: truncated or damaged"):
-        read_site([broken], "resid_post.1")
-    shutil.copy(folders["mamba"][1] / path.name, path)
-    with pytest.raises(StudyError, match=r"resid_post\.1\.safetensors: .*manifest"):
-        read_site([broken], "resid_post.1")
-    with pytest.raises(StudyError, match=r"holds no site 'resid_post\.9'; it holds mamba\.0\.gate"):
-        read_site([broken], "resid_post.9")
-    (broken / "manifest.json").unlink()
-    with pytest.raises(StudyError, match=r"manifest\.json"):
-        read_site([broken], "resid_post.0")
-
-
-def test_shards_of_other_tokens_are_not_joined(folders):
-    check_aligned(folders["gpt_neox"], folders["mamba"])
+def test_shards_of_other_tokens_are_not_joined(folder):
+    a, b = shards(folder, "gpt_neox"), shards(folder, "mamba", "mamba.0.gate")
+    check_aligned(a, b)
     with pytest.raises(StudyError, match="different tokens"):
-        check_aligned(folders["gpt_neox"], folders["mamba"][::-1])
+        check_aligned(a, b[::-1])
+    with pytest.raises(StudyError, match="2 and 1 shards"):
+        check_aligned(a, b[:1])
 
 
-def test_values_that_are_not_finite_are_refused(corpus, tmp_path):
+def test_values_that_are_not_finite_are_refused_and_nothing_is_left(corpus, tmp_path):
     model = tiny_model("gpt_neox", vocab_size=300)
     model.hf.gpt_neox.layers[1].mlp.dense_4h_to_h.bias[0] = float("nan")
     model.hf.save_pretrained(tmp_path / "model")
     with pytest.raises(StudyError, match=r"resid_post\.1 has values that are not finite"):
-        cache_shard(tmp_path / "model", [0, 1], corpus / "tokens", "train", 0, settings(), tmp_path / "shard")
-    assert not (tmp_path / "shard").exists()
+        cache_shard(
+            tmp_path / "model", ["resid_post.0", "resid_post.1"], corpus / "tokens", "train", 0, settings(),
+            tmp_path / "out",
+        )  # fmt: skip
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file() or "shard" in path.name] == []
+
+
+def test_a_site_that_the_model_lacks_is_named(corpus, folder, tmp_path):
+    with pytest.raises(StudyError, match=r"gpt_neox: has no site 'resid_post\.7'; it has resid_pre\.0"):
+        cache_shard(folder / "gpt_neox", ["resid_post.7"], corpus / "tokens", "train", 0, settings(), tmp_path / "out")

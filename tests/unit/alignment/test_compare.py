@@ -4,7 +4,7 @@ import scipy.sparse
 import scipy.stats
 
 from universality.alignment.bootstrap import (
-    dense_sums,
+    centred_sums,
     document_index,
     percentile_interval,
     resample_weights,
@@ -100,7 +100,7 @@ def test_resampled_correlations_equal_a_plain_bootstrap():
     weights = resample_weights(12, 25, seed=4)
     sparse = sparse_sums(index, scipy.sparse.csc_array(x), scipy.sparse.csc_array(y))
     r_sparse = resampled_correlations(sparse, weights)
-    r_dense = resampled_correlations(dense_sums(index, x, y), weights)
+    r_dense = resampled_correlations(centred_sums(index, x - x.mean(0), y - y.mean(0)), weights)
     for sample, counts in enumerate(weights.astype(int)):
         tokens = np.concatenate([np.tile(np.flatnonzero(documents == d), n) for d, n in enumerate(counts)]).astype(int)
         for f in range(4):
@@ -118,7 +118,7 @@ def test_intervals_cover_the_true_correlation():
         noise = rng.standard_normal((400, 2))
         mixed = np.sqrt(0.5) * common + np.sqrt(0.5) * noise
         x, y = mixed[:, :1], 0.6 * mixed[:, :1] + 0.8 * mixed[:, 1:]
-        sums = dense_sums(document_index(np.repeat(np.arange(80), 5)), x, y)
+        sums = centred_sums(document_index(np.repeat(np.arange(80), 5)), x - x.mean(0), y - y.mean(0))
         r = resampled_correlations(sums, resample_weights(80, 200, seed=int(rng.integers(1 << 30))))
         low, high = percentile_interval(r, 0.9)
         covered += bool(low[0] <= 0.6 <= high[0])

@@ -8,7 +8,6 @@ from universality.alignment.mppc import (
     best_matches_reference,
     best_of_correlations,
     best_over_layers,
-    dense_correlations,
     moments,
 )
 
@@ -73,12 +72,6 @@ def test_moments_equal_numpy():
     mean, sd = moments(codes)
     np.testing.assert_allclose(mean, codes.toarray().mean(0, dtype=np.float64), rtol=1e-12)
     np.testing.assert_allclose(sd, codes.toarray().astype(np.float64).std(0), rtol=1e-9, atol=1e-12)
-
-
-def test_dense_correlations_equal_numpy():
-    a, b = (np.random.default_rng(s).standard_normal((200, 6)).astype(np.float32) for s in (0, 1))
-    expected = np.corrcoef(a.astype(float), b.astype(float), rowvar=False)[:6, 6:]
-    np.testing.assert_allclose(dense_correlations(a, b), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_best_over_layers_takes_the_largest_and_keeps_the_dead():

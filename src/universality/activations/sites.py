@@ -1,0 +1,27 @@
+"""Which sites of a model the store holds, by name alone: the workflow is planned without loading any model."""
+
+# Sites that make up a layer's neurons in each family, and how many times the width of the residual stream they have.
+_NEURONS = {
+    "gpt_neox": {"mlp.{layer}.post": 4},
+    "mamba": {"mamba.{layer}.ssm_in": 2, "mamba.{layer}.gate": 2},
+}
+
+
+def residual_site(layer: int) -> str:
+    """The residual stream after a block."""
+    return f"resid_post.{layer}"
+
+
+def neuron_sites(family: str, layer: int) -> list[str]:
+    """The sites of one layer that make up its neurons, for the neuron baseline."""
+    return [site.format(layer=layer) for site in _NEURONS[family]]
+
+
+def layer_of(site: str) -> int:
+    return int(site.split(".")[1])
+
+
+def site_width(family: str, site: str, d_model: int) -> int:
+    """Values a token at one of the sites above, in a model of the family's usual proportions."""
+    kinds = {name.format(layer=layer_of(site)): times for name, times in _NEURONS[family].items()}
+    return kinds.get(site, 1) * d_model
