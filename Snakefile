@@ -14,6 +14,10 @@ include: "rules/circuits.smk"
 include: "rules/report.smk"
 
 
+onstart:
+    print_needs()
+
+
 localrules:
     all,
 

@@ -11,6 +11,7 @@ from universality.errors import StudyError
 from universality.plan import Plan
 from universality.provenance import code_hash
 from universality.storage import check_writable
+from universality.study.needs import needs, product_rate, total_line
 
 ROOT = Path(workflow.basedir)
 
@@ -23,6 +24,11 @@ except StudyError as error:
     sys.exit(f"error: {error}")
 
 plan = Plan(study)
+
+
+def print_needs():
+    """At the start of a real run: about how much disk and time the study takes."""
+    print(total_line(needs(study), product_rate()), file=sys.stderr)
 
 
 wildcard_constraints:

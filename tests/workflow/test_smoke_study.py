@@ -63,6 +63,8 @@ def test_every_job_leaves_a_log_and_its_benchmark(study):
             assert len(list((logs / stage).rglob(f"*.{suffix}"))) == count, (stage, suffix)
     assert re.search(r"neox step 40: text [\d.]+ nats", (logs / "models" / "neox.log").read_text())
     assert re.search(r"steps: 60/60, [\d.]+/s, 0 s left", study.run_log)
+    assert study.run_log.count("This study needs about") == 1
+    assert "This study needs" not in study.snakemake("-n", "--forceall").stdout
 
 
 def test_afterwards_there_is_nothing_to_do(study):

@@ -25,6 +25,15 @@ def check(path: Annotated[Path, typer.Argument(help="The study's params.yaml.")]
     print(f"{len(plan.feature_sets())} SAEs, {len(study.alignment.comparisons)} comparisons")
 
 
+@app.command(epilog=example("study needs --study studies/paper.yaml"))
+def needs(study: StudyFile = Path("params.yaml")) -> None:
+    """Tell about how much disk and time the study takes, by stage, before it starts."""
+    from universality.config import load_study
+    from universality.study.needs import needs, product_rate, table
+
+    print(table(needs(load_study(study)), product_rate()))
+
+
 @app.command(epilog=example("study rules activations"))
 def rules(stage: Annotated[str, typer.Argument(help="The stage.")], study: StudyFile = Path("params.yaml")) -> None:
     """Name the rules of a stage, which follow from the study where their outputs do."""

@@ -1,0 +1,187 @@
+"""What a study needs of disk and time, from its settings alone.
+
+Time is floating-point operations over the rate of a matrix product on this machine, all cores at work: what the bulk of
+the computing would take if nothing held it up. Sizes of loaded models are those of their family's usual proportions.
+"""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from universality.activations.sites import site_width
+from universality.config import Study
+from universality.corpus.settings import TrainedTokenizer
+from universality.models.settings import AnyModel, TrainedModel
+from universality.plan import Plan
+from universality.saes.settings import TopKSettings
+
+_PRETRAINED_VOCABULARY = 50_304  # tokens of a tokenizer that is not trained here
+_RELU_L0 = 64  # features a token that an SAE without a fixed number is taken to have
+_CODE_BYTES = 12  # token, feature, value
+_DTYPE_BYTES = {"bf16": 2, "fp32": 4}
+_MEASURED = 0.2  # seconds of matrix products
+
+
+class Need(NamedTuple):
+    """One line of the table: bytes on disk, floating-point operations."""
+
+    stage: str
+    what: str
+    disk: float
+    operations: float
+
+
+def needs(study: Study) -> list[Need]:
+    """Of all stages whose disk or time grows with the study's sizes; corpus, circuits and report are left out."""
+    return [*_models(study), *_activations(study), *_saes(study), *_features(study), *_neurons(study)]
+
+
+def _vocabulary(study: Study) -> int:
+    tokenizer = study.corpus.tokenizer
+    return tokenizer.vocab_size if isinstance(tokenizer, TrainedTokenizer) else _PRETRAINED_VOCABULARY
+
+
+def _weights(study: Study, model: AnyModel) -> tuple[float, float]:
+    """(parameters, parameters that one token is multiplied with): blocks 12 d^2 or 6 d^2 each, and the embeddings."""
+    blocks = model.n_layers * (12 if model.family == "gpt_neox" else 6) * model.d_model**2
+    embedding = _vocabulary(study) * model.d_model
+    return blocks + embedding * (2 if model.family == "gpt_neox" else 1), blocks + embedding
+
+
+def _forward(study: Study, model: AnyModel, tokens: float) -> float:
+    return 2 * _weights(study, model)[1] * tokens
+
+
+def _models(study: Study) -> list[Need]:
+    found = []
+    for name, model in study.models.zoo.items():
+        parameters, _ = _weights(study, model)
+        tokens = model.steps * model.batch_size * study.corpus.sequence_length if isinstance(model, TrainedModel) else 0
+        what = f"{name}: {_short(parameters)} parameters, " + (f"{_short(tokens)} tokens" if tokens else "loaded")
+        found.append(Need("models", what, 4 * parameters, 3 * _forward(study, model, tokens)))
+    return found
+
+
+def _activations(study: Study) -> list[Need]:
+    found = []
+    settings = study.activations
+    for cached in Plan(study).cached():
+        model = study.models.zoo[cached.model]
+        sequences = settings.n_sequences(cached.split)
+        rows = sequences * (study.corpus.sequence_length - 1)
+        values = sum(site_width(model.family, site, model.d_model) for site in cached.sites)
+        disk = rows * (values * _DTYPE_BYTES[settings.dtype] + _CODE_BYTES * len(cached.sites))
+        what = f"{cached.model} {cached.split}: {_short(rows)} rows of {len(cached.sites)} sites"
+        operations = _forward(study, model, sequences * study.corpus.sequence_length)
+        found.append(Need("activations", what, disk, operations))
+    return found
+
+
+def _saes(study: Study) -> list[Need]:
+    found = []
+    training = study.saes.training
+    for (name, variant), count in _counts(study).items():
+        model = study.models.zoo[name]
+        rows = training.steps * training.batch_size
+        parameters = count * (2 * model.d_model + 1) * training.d_sae
+        flow = 12 * model.d_model * training.d_sae  # a row: 4 d F forward, twice that backward
+        operations: float = count * rows * flow
+        if study.activations.train == "stream":
+            operations += count * _forward(study, model, rows + study.activations.buffer_rows)
+        what = f"{name}/{variant}: {count} SAEs, {_short(parameters)} parameters, {training.steps} steps"
+        found.append(Need("saes", what, 4 * parameters, operations))
+    return found
+
+
+def _features(study: Study) -> list[Need]:
+    found = []
+    rows = study.activations.evaluation_sequences * (study.corpus.sequence_length - 1)
+    for (name, variant), count in _counts(study).items():
+        operations = count * rows * 4 * study.models.zoo[name].d_model * study.saes.training.d_sae
+        disk = count * rows * _fired(study, variant) * _CODE_BYTES
+        found.append(Need("features", f"{name}/{variant}: {_short(count * rows)} rows", disk, operations))
+    return found
+
+
+def _neurons(study: Study) -> list[Need]:
+    """Comparisons of neurons are dense products, in double precision and both ways; those of features are sparse."""
+    found = []
+    plan = Plan(study)
+    rows = study.activations.evaluation_sequences * (study.corpus.sequence_length - 1)
+    for name, comparison in study.alignment.comparisons.items():
+        if comparison.setting == "neurons":
+            a, b = (
+                sum(
+                    site_width(study.models.zoo[side].family, site, study.models.zoo[side].d_model)
+                    for layer in plan.layers(side)
+                    for site in plan.neuron_sites(side, layer)
+                )
+                for side in (comparison.a.model, comparison.b.model)
+            )
+            found.append(Need("alignment", f"{name}: {_short(a)} by {_short(b)} neurons", 0, 2 * 2 * 2 * rows * a * b))
+    return found
+
+
+def _fired(study: Study, variant: str) -> int:
+    settings = study.saes.variants[variant]
+    return settings.k if isinstance(settings, TopKSettings) else _RELU_L0
+
+
+def _counts(study: Study) -> dict[tuple[str, str], int]:
+    """(model, variant) -> how many SAEs."""
+    counts: dict[tuple[str, str], int] = {}
+    for features in Plan(study).feature_sets():
+        key = (features.model, features.variant)
+        counts[key] = counts.get(key, 0) + 1
+    return counts
+
+
+def product_rate() -> float:
+    """Floating-point operations a second of a single-precision matrix product, the fastest of a moment's."""
+    size = 1024
+    x = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
+    fastest, end = float("inf"), time.perf_counter() + _MEASURED
+    while (start := time.perf_counter()) < end:
+        x @ x
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * size**3 / fastest
+
+
+def total_line(found: list[Need], rate: float) -> str:
+    disk, operations = sum(need.disk for need in found), sum(need.operations for need in found)
+    return (
+        f"This study needs about {_short(disk)}B of disk, and about {_time(operations / rate)} for its matrix products "
+        f"at {_short(rate)}FLOP/s."
+    )
+
+
+def table(found: list[Need], rate: float) -> str:
+    """A line a need, and their total."""
+    lines = [("stage", "what", "disk", "time")]
+    for need in found:
+        lines.append((need.stage, need.what, f"{_short(need.disk)}B", _time(need.operations / rate)))
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    text = [f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in lines]
+    return "\n".join([*text, "", total_line(found, rate)])
+
+
+def _short(number: float) -> str:
+    """With the letter of thousands, millions and so on: 1234567 is "1.2 M"."""
+    for letter in ("", "k", "M", "G", "T"):
+        if abs(number) < 999.5:
+            return f"{_digits(number)} {letter}"
+        number /= 1000
+    return f"{_digits(number)} P"
+
+
+def _time(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{_digits(seconds / length)} {unit}"
+    return f"{_digits(seconds)} s"
+
+
+def _digits(number: float) -> str:
+    """Two of them, or all before the point."""
+    return f"{number:.2g}" if number < 10 else f"{number:.0f}"
