@@ -4,9 +4,9 @@
         --batch 8 --threads 2 --rounds 5 --rows 400000
 
 Writing: a model of random weights runs over random tokens and every residual stream is captured, in turn with and
-without filling a shard a site. Reading: batches from a store of random rows, shuffled over all of it, beside numpy fancy
-indexing of a memory map in the same order, one batch at a time, without checksums; both from the page cache if the store
-fits into memory. Prints a table of medians and, last, ratio=<median of the time with writing over the time without>.
+without filling a shard a site. Reading: batches from a store of random rows, shuffled over all of it, beside numpy's
+fancy indexing of a memory map in the same order, one batch at a time, without checksums; both from the page cache if
+the store fits into memory. Prints a table of medians and, last, ratio=<median of the time with writing over without>.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Shuffled batches of activations for training, the same whether they come from the store or from a running model."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -12,8 +13,10 @@ from universality.activations.statistics import Statistics, statistics
 from universality.activations.store import ActivationStore
 
 _STATISTICS_ROWS = 1024  # rows a block of the sequential pass; part of what the sums' last digits depend on
-_GATHER_BYTES = 2**27
+_GATHER_BYTES = 2**26
 _INDEX_BYTES = 64  # a row, while a gather is in the making
+_WAITING = 1  # groups of rows that wait to be cut into batches
+IN_MEMORY = _WAITING + 2  # with the one that is made and the one that is cut
 
 
 class ActivationBatches(ABC):
@@ -34,7 +37,7 @@ class ActivationBatches(ABC):
         The next rows are made by a thread in the background, which ends when the generator is closed; its errors are
         raised here.
         """
-        with closing(prefetch(self._groups(seed, start_step * batch_size))) as groups:
+        with closing(prefetch(self._groups(seed, start_step * batch_size), _WAITING)) as groups:
             yield from _cut(groups, batch_size)
 
     @abstractmethod
@@ -43,7 +46,10 @@ class ActivationBatches(ABC):
 
     @abstractmethod
     def _groups(self, seed: int, first: int) -> Iterator[torch.Tensor]:
-        """All rows from position `first` of the sequence on, some at a time [n, d_in], of any float dtype."""
+        """All rows from position `first` of the sequence on, some at a time [n, d_in], of any float dtype.
+
+        A group may be overwritten once `IN_MEMORY` - 1 others came after it.
+        """
 
 
 class StoredBatches(ActivationBatches):
@@ -51,7 +57,7 @@ class StoredBatches(ActivationBatches):
 
     Rows are gathered `gather_bytes` worth at a time, which spans many batches, by sweeps forward over the shards. At
     most three gathers are in memory at a time (one made, one waiting, one cut into batches), beside two batches: with
-    the default, under 400 MiB whatever the size of the store. The gather size does not change the batches.
+    the default, 192 MiB and two batches, whatever the size of the store. The gather size does not change the batches.
     """
 
     def __init__(self, store: ActivationStore, gather_bytes: int = _GATHER_BYTES):
@@ -65,8 +71,9 @@ class StoredBatches(ActivationBatches):
         return statistics(self._store.blocks(_STATISTICS_ROWS))
 
     def _groups(self, seed: int, first: int) -> Iterator[torch.Tensor]:
+        buffers = itertools.cycle([self._store.buffer(self._gather_rows) for _ in range(IN_MEMORY)])
         for rows in shuffled_epochs(self.n_rows, seed, first, self._gather_rows):
-            yield self._store.gather(rows)
+            yield self._store.gather(rows, next(buffers))
 
 
 def _cut(groups: Iterator[torch.Tensor], batch_size: int) -> Generator[torch.Tensor, None, None]:
@@ -76,12 +83,14 @@ def _cut(groups: Iterator[torch.Tensor], batch_size: int) -> Generator[torch.Ten
     for group in groups:
         start = 0
         while len(group) - start >= missing:
-            batch = torch.cat([*parts, group[start : start + missing]]).float()
+            part = group[start : start + missing]
+            # A copy either way: the group's memory is used again.
+            batch = torch.cat([*parts, part]).float() if parts else part.to(torch.float32, copy=True)
             start += missing
             parts, missing = [], batch_size
             yield batch
             del batch  # or it would live on while the next is made
         if start < len(group):
-            parts.append(group[start:].clone())  # a copy, so that the group itself can go
+            parts.append(group[start:].clone())
             missing -= len(parts[-1])
         del group

@@ -21,7 +21,7 @@ from universality.errors import StudyError
 from universality.storage import read_tensors, sha256
 
 _SHARED = ("model", "site", "split", "sample_seed", "tokenizer", "dtype")  # what all shards of a store have in common
-_GATHERED = 4096  # rows copied at a time, beside those returned
+_GATHERED = 1024  # rows copied at a time, beside those returned
 
 
 class _Shard:
@@ -71,12 +71,13 @@ class ActivationStore:
         self._starts = np.cumsum([0, *(shard.manifest.rows for shard in self._shards)])
         self.n_rows = int(self._starts[-1])
 
-    def gather(self, rows: np.ndarray) -> torch.Tensor:
+    def gather(self, rows: np.ndarray, buffer: torch.Tensor | None = None) -> torch.Tensor:
         """The values [n, d_in] of `rows` [n], in stored dtype and in the order asked for.
 
-        Whatever that order, the disk is read forward. Beside the result this takes 16 bytes a row.
+        Whatever that order, the disk is read forward. The result lies in `buffer`, if given; memory that was used
+        before costs a fraction of new memory. Beside the result this takes 16 bytes a row.
         """
-        out = torch.empty(len(rows), self.d_in, dtype=self._encoding.torch)
+        out = self.buffer(len(rows)) if buffer is None else buffer[: len(rows)]
         bits = out.view(torch.uint16).numpy() if self._encoding.numpy is np.uint16 else out.numpy()
         order = np.argsort(rows, kind="stable")
         bounds = np.searchsorted(rows, self._starts, sorter=order)
@@ -87,6 +88,10 @@ class ActivationStore:
                 shard.check(np.unique(local // shard.manifest.block_rows))
                 bits[places] = shard.values[local]
         return out
+
+    def buffer(self, rows: int) -> torch.Tensor:
+        """Memory for gathering `rows` rows [rows, d_in], in stored dtype."""
+        return torch.empty(rows, self.d_in, dtype=self._encoding.torch)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` [n, *shape], float32."""
