@@ -52,11 +52,11 @@ def train(
     deterministic_torch(threads)
     from universality.saes.training import train_sae
 
-    batches = _batches(job.stream, activations or [], stream_model, tokens, model, site)
+    batches = open_batches(job.stream, activations or [], stream_model, tokens, model, site)
     train_sae(batches, job.variant, job.training, seed, out)
 
 
-def _batches(
+def open_batches(
     stream: StreamSettings | None,
     shards: list[Path],
     stream_model: Path | None,

@@ -1,5 +1,6 @@
 import itertools
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from universality.activations.store import ActivationStore
 from universality.activations.stream import StreamedBatches
 from universality.errors import StudyError
 from universality.models.language_model import FAMILIES
+from universality.saes.commands import open_batches
 from universality.saes.settings import SAETraining, TopKSettings
 from universality.saes.training import train_sae
 
@@ -99,6 +101,21 @@ def test_an_sae_is_trained_on_a_stream_to_the_same_bytes(corpus, models, tmp_pat
         train_sae(stream, variant, training, 0, tmp_path / name)
     for file in ("cfg.json", "sae_weights.safetensors", "training.parquet"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_options_that_do_not_fit_together_are_refused(models):
+    shards, model, tokens = [Path("shard_0")], models / "mamba", Path("tokens")
+    for options in (
+        (None, [], None, None),
+        (None, shards, model, tokens),
+        (settings(), shards, None, None),
+        (settings(), [], model, None),
+        (None, [], model, tokens),
+    ):
+        with pytest.raises(StudyError, match="needs either --activations, or --stream-model, --tokens and settings"):
+            open_batches(*options, "mamba", SITE)
+    with pytest.raises(StudyError, match=r"mamba is not the folder of --model gpt_neox"):
+        open_batches(settings(), [], model, tokens, "gpt_neox", SITE)
 
 
 def test_what_goes_wrong_in_the_model_is_raised_by_the_reader(corpus, tmp_path):
