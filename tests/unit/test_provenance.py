@@ -37,6 +37,13 @@ def test_stages_do_not_depend_on_how_earlier_ones_compute():
     assert not {"alignment", "circuits", "report"} & packages("features")
 
 
+def test_how_the_store_is_read_does_not_decide_on_what_is_in_it():
+    files = source_files(ROOT / "src", "universality.activations.commands")
+    names = {file.name for file in files if file.parent.name == "activations"}
+    assert "writer.py" in names
+    assert not {"store.py", "batches.py", "shuffle.py", "statistics.py", "stream.py"} & names
+
+
 @pytest.fixture
 def tree(tmp_path):
     package = tmp_path / "src" / "universality"
