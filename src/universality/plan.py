@@ -85,6 +85,8 @@ class Plan:
 
     def rules(self, stage: str) -> list[str]:
         """The rules whose jobs make what the stage makes."""
+        if stage == "corpus":
+            return [f"corpus_{made}" for made in ("documents", "tokenizer", "tokens")]
         return [cached.rule for cached in self.cached()] if stage == "activations" else [stage]
 
     def feature_sets(self) -> list[FeatureSet]:

@@ -124,6 +124,7 @@ def test_the_store_holds_what_the_study_reads_and_no_more():
     study["activations"]["train"] = "stream"
     assert {split for _, split in cached()} == {"evaluation"}
     assert Plan(check_study(study, "x")).rules("activations") == [f"activations_{m}_{s}" for m, s in cached()]
+    assert Plan(check_study(study, "x")).rules("corpus") == ["corpus_documents", "corpus_tokenizer", "corpus_tokens"]
     study["alignment"]["comparisons"].pop("neurons")
     assert cached()["mamba", "evaluation"] == ["resid_post.1"]
 
