@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from universality.activations.settings import CacheSettings
 from universality.corpus.tokens import TokenSequences, read_tokens
 from universality.errors import StudyError
-from universality.models.language_model import LanguageModel, load_model
+from universality.models.language_model import LanguageModel
+from universality.models.loading import load_model
 from universality.runtime import progress
 from universality.storage import replacing, sha256, write_json
 
@@ -33,7 +34,7 @@ def sites_to_cache(model: LanguageModel, split: str, layers: list[int]) -> list[
     """The residual stream after each block; on held-out documents also the neurons, for the neuron baseline."""
     sites = [f"resid_post.{layer}" for layer in layers]
     if split == "evaluation":
-        sites += [site for layer in layers for site in model.family.neuron_sites(layer)]
+        sites += [site for layer in layers for site in model.family.in_layer(model.family.neurons, layer)]
     return sites
 
 

@@ -31,16 +31,16 @@ def folders(corpus, tmp_path_factory):
     return shards
 
 
+@pytest.mark.parametrize("family", ["gpt_neox", "mamba"])
 def test_cached_values_are_what_the_model_computes(corpus, folders, family):
     sequences = read_tokens(corpus / "tokens", "evaluation")
     rows = np.concatenate([sample_rows(sequences, "evaluation", n, settings()) for n in range(2)])
     tokens = torch.from_numpy(sequences.tokens[rows]).long()
     model = tiny_model(family, vocab_size=300)
     kept = tokens != sequences.end_of_text
-    expected = model.run(tokens, capture=model.sites).captured
-    assert sites_in(folders[family][0]) == sorted(
-        [f"resid_post.{n}" for n in (0, 1)] + [s for n in (0, 1) for s in model.family.neuron_sites(n)]
-    )
+    neurons = [site for n in (0, 1) for site in model.family.in_layer(model.family.neurons, n)]
+    assert sites_in(folders[family][0]) == sorted(["resid_post.0", "resid_post.1", *neurons])
+    expected = model.run(tokens, capture=[*neurons, "resid_post.0", "resid_post.1"]).captured
     for site in sites_in(folders[family][0]):
         torch.testing.assert_close(read_site(folders[family], site), expected[site][kept], rtol=1e-4, atol=1e-4)
     described = read_rows(folders[family])
@@ -97,8 +97,8 @@ def test_shards_of_other_tokens_are_not_joined(folders):
 
 def test_values_that_are_not_finite_are_refused(corpus, tmp_path):
     model = tiny_model("gpt_neox", vocab_size=300)
-    model.hf.gpt_neox.layers[1].mlp.dense_4h_to_h.bias[0] = float("nan")
+    model.hf.gpt_neox.layers[1].mlp.dense_4h_to_h.weight.mul_(1e38).mul_(1e3).clamp_(-3e38, 3e38)
     model.hf.save_pretrained(tmp_path / "model")
-    with pytest.raises(StudyError, match=r"resid_post\.1 has values that are not finite"):
+    with pytest.raises(StudyError, match="model: gpt_neox: its logits are not finite"):
         cache_shard(tmp_path / "model", [0, 1], corpus / "tokens", "train", 0, settings(), tmp_path / "shard")
     assert not (tmp_path / "shard").exists()

@@ -3,13 +3,17 @@
     h_t = exp(delta_t * A) * h_{t-1} + (delta_t * u_t) * B_t        state   [B, E, N]
     y_t = sum_n C_t[n] * h_t[:, n] + D * u_t                        output  [B, L, E]
 
-Two implementations, tested equal:
+Implementations, tested equal:
 
 * `selective_scan_reference`: the plain recurrence in torch, any dtype, differentiated by autograd.
-* `selective_scan`: fused CPU kernels. Vectors run along E, so B_t[n] and C_t[n] are scalars and nothing is summed
-  across lanes in the forward pass; a block of `_BLOCK` channels keeps its state in the first-level cache. The forward
-  pass stores the state only every `_CHUNK` positions; the backward pass recomputes a chunk at a time. Sums over
-  positions and channels are taken in a fixed order, so the bytes do not depend on the number of threads.
+* `selective_scan`: fused kernels, differentiable: ours on the CPU, those of mamba-ssm on a GPU.
+* `gated_scan`: the same without gradients, with what Mamba does just before and after it: softplus of the step size and
+  the gate, y * silu(z).
+
+On the CPU vectors run along E, so B_t[n] and C_t[n] are scalars and nothing is summed across lanes in the forward pass;
+a block of `_BLOCK` channels keeps its state in the first-level cache. The forward pass stores the state only every
+`_CHUNK` positions; the backward pass recomputes a chunk at a time. Sums over positions and channels are taken in a
+fixed order, so the bytes do not depend on the number of threads. The state is float32 whatever the inputs are.
 
 Shapes: u, delta [B, L, E]; A [E, N]; B, C [B, L, N]; D [E]; initial_state, last state [B, E, N]. delta is already
 positive (after softplus), A negative.
@@ -18,15 +22,25 @@ positive (after softplus), A negative.
 import numba
 import numpy as np
 import torch
-from numba import types
-from numba.extending import intrinsic
 
-from universality.models.arrays import as_array
+from universality.models.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array
+from universality.models.kernels.elementary import (
+    FASTMATH,
+    LN2,
+    LOG2E,
+    exp2_nonpositive,
+    f32,
+    load,
+    rounded,
+    silu,
+    softplus,
+)
 
 _BLOCK = 64  # channels per task
 _CHUNK = 64  # positions between stored states
-
-f32 = np.float32
+_NO_BIAS = np.empty(0, dtype=np.float32)
+_NO_GATE = np.empty((0, 0, 0), dtype=np.float32)
+_NOT_STORED = np.empty((0, 0, 0, 0), dtype=np.float32)
 
 
 def selective_scan_reference(u, delta, A, B, C, D, initial_state=None):
@@ -43,35 +57,14 @@ def selective_scan_reference(u, delta, A, B, C, D, initial_state=None):
     return y, states
 
 
-@intrinsic
-def _float_from_bits(typingctx, bits):
-    """Read an int32 as the float32 of the same bits."""
+@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
+def _forward(u, delta, delta_bias, A_t, B, C, D, gate, gate_offset, state, y, stored):
+    """state [B, N, E] holds h_0 and ends as h_L.
 
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], context.get_value_type(types.float32))
-
-    return types.float32(types.int32), codegen
-
-
-@numba.njit(inline="always", fastmath=True)
-def _exp_nonpositive(x):
-    """exp(x) for x <= 0 in float32, branch-free so that loops vectorise; relative error below 3e-7."""
-    t = max(x, f32(-87.0)) * f32(1.4426950408889634)
-    i = np.int32(t - f32(0.5))  # truncation towards zero: the nearest integer of a non-positive t
-    r = (t - f32(i)) * f32(0.6931471805599453)
-    p = f32(1.0 / 720.0)
-    p = p * r + f32(1.0 / 120.0)
-    p = p * r + f32(1.0 / 24.0)
-    p = p * r + f32(1.0 / 6.0)
-    p = p * r + f32(0.5)
-    p = p * r + f32(1.0)
-    p = p * r + f32(1.0)
-    return p * _float_from_bits((i + np.int32(127)) << np.int32(23))
-
-
-@numba.njit(parallel=True, fastmath=True, cache=True, error_model="numpy")
-def _forward(u, delta, A_t, B, C, D, state, y, stored):
-    """state [B, N, E] holds h_0 and ends as h_L; stored [B, ceil(L / _CHUNK), N, E] gets h before each chunk."""
+    A_t [N, E] is A * log2(e). With delta_bias [E] (else empty), delta is before softplus and bias. With gate (else
+    empty) y is times silu(gate[:, :, gate_offset + e]). stored [B, ceil(L / _CHUNK), N, E] (or empty) gets h before
+    each chunk.
+    """
     n_batch, n_pos, n_chan = u.shape
     n_state = A_t.shape[0]
     n_blocks = (n_chan + _BLOCK - 1) // _BLOCK
@@ -89,29 +82,38 @@ def _forward(u, delta, A_t, B, C, D, state, y, stored):
                 h[n, e] = state[b, n, e0 + e]
                 a[n, e] = A_t[n, e0 + e]
         for t in range(n_pos):
-            if t % _CHUNK == 0:
+            if t % _CHUNK == 0 and stored.shape[0] > 0:
                 for n in range(n_state):
                     for e in range(width):
                         stored[b, t // _CHUNK, n, e0 + e] = h[n, e]
+            if delta_bias.shape[0] > 0:
+                for e in range(width):
+                    d[e] = softplus(load(delta[b, t, e0 + e]) + delta_bias[e0 + e])
+            else:
+                for e in range(width):
+                    d[e] = load(delta[b, t, e0 + e])
             for e in range(width):
-                d[e] = delta[b, t, e0 + e]
-                w[e] = d[e] * u[b, t, e0 + e]
-                out[e] = D[e0 + e] * u[b, t, e0 + e]
+                w[e] = d[e] * load(u[b, t, e0 + e])
+                out[e] = D[e0 + e] * load(u[b, t, e0 + e])
             for n in range(n_state):
                 bn = B[b, t, n]
                 cn = C[b, t, n]
                 for e in range(_BLOCK):
-                    s = _exp_nonpositive(d[e] * a[n, e]) * h[n, e] + w[e] * bn
+                    s = exp2_nonpositive(d[e] * a[n, e]) * h[n, e] + w[e] * bn
                     h[n, e] = s
                     out[e] += s * cn
-            for e in range(width):
-                y[b, t, e0 + e] = out[e]
+            if gate.shape[0] > 0:
+                for e in range(width):
+                    y[b, t, e0 + e] = rounded(y, out[e] * silu(load(gate[b, t, gate_offset + e0 + e])))
+            else:
+                for e in range(width):
+                    y[b, t, e0 + e] = rounded(y, out[e])
         for n in range(n_state):
             for e in range(width):
                 state[b, n, e0 + e] = h[n, e]
 
 
-@numba.njit(inline="always", fastmath=True)
+@numba.njit(inline="always", fastmath=FASTMATH)
 def _recompute(u, delta, a, B, b, e0, width, first, last, before, history, decays):
     """Fill history [t + 1, N, _BLOCK] and decays [t, N, _BLOCK] for first <= t < last from the stored state."""
     n_state = a.shape[0]
@@ -127,12 +129,12 @@ def _recompute(u, delta, a, B, b, e0, width, first, last, before, history, decay
         for n in range(n_state):
             bn = B[b, t, n]
             for e in range(_BLOCK):
-                decay = _exp_nonpositive(d[e] * a[n, e])
+                decay = exp2_nonpositive(d[e] * a[n, e])
                 decays[t - first, n, e] = decay
                 history[t - first + 1, n, e] = decay * history[t - first, n, e] + w[e] * bn
 
 
-@numba.njit(inline="always", fastmath=True)
+@numba.njit(inline="always", fastmath=FASTMATH)
 def _backward_chunk(
     u, delta, a, B, C, D, dy, b, e0, width, first, last, history, decays, g, da, du, ddelta, dB, dC, dD
 ):
@@ -168,11 +170,11 @@ def _backward_chunk(
             dC[b, t, n] += sum_c
         for e in range(width):
             du[b, t, e0 + e] = dwrite[e] * d[e] + dout[e] * D[e0 + e]
-            ddelta[b, t, e0 + e] = dd[e] + dwrite[e] * x[e]
+            ddelta[b, t, e0 + e] = dd[e] * LN2 + dwrite[e] * x[e]
             dD[b, e0 + e] += dout[e] * x[e]
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
 def _backward(u, delta, A_t, B, C, D, stored, dy, dstate, du, ddelta, dA_t, dB, dC, dD):
     """dstate [B, N, E] holds the gradient of h_L, ends as that of h_0. dA_t [B, N, E], dD [B, E] are per sequence."""
     n_batch, n_pos, n_chan = u.shape
@@ -209,19 +211,16 @@ class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, delta, A, B, C, D, initial_state):
         n_batch, n_pos, n_chan = u.shape
-        n_state = A.shape[1]
-        arrays = [as_array(u), as_array(delta), as_array(A.T), as_array(B), as_array(C), as_array(D)]
-        if initial_state is None:
-            state = np.zeros((n_batch, n_state, n_chan), dtype=np.float32)
-        else:
-            state = as_array(initial_state.transpose(1, 2)).copy()
-        y = np.empty((n_batch, n_pos, n_chan), dtype=np.float32)
-        stored = np.empty((n_batch, -(-n_pos // _CHUNK), n_state, n_chan), dtype=np.float32)
-        _forward(*arrays, state, y, stored)
+        arrays = [as_array(u), as_array(delta), _decay_rates(A), as_array(B), as_array(C), as_array(D)]
+        state = _initial(initial_state, n_batch, A)
+        y = empty_array((n_batch, n_pos, n_chan), u.dtype)
+        stored = np.empty((n_batch, -(-n_pos // _CHUNK), A.shape[1], n_chan), dtype=np.float32)
+        u_np, delta_np, *parameters = arrays
+        _forward(u_np, delta_np, _NO_BIAS, *parameters, _NO_GATE, 0, state, y, stored)
         ctx.arrays = (*arrays, stored)
         ctx.dtypes = [t.dtype for t in (u, delta, A, B, C, D)]
         ctx.has_initial_state = initial_state is not None
-        return torch.from_numpy(y).to(u.dtype), torch.from_numpy(state).transpose(1, 2)
+        return as_tensor(y), torch.from_numpy(state).transpose(1, 2)
 
     @staticmethod
     def backward(ctx, dy, dlast):
@@ -239,6 +238,45 @@ class _SelectiveScan(torch.autograd.Function):
         return (*grads, initial)
 
 
+def _decay_rates(A: torch.Tensor) -> np.ndarray:
+    return as_array(A.T) * LOG2E
+
+
+def _initial(state: torch.Tensor | None, n_batch: int, A: torch.Tensor) -> np.ndarray:
+    if state is None:
+        return np.zeros((n_batch, A.shape[1], A.shape[0]), dtype=np.float32)
+    return as_array(state.transpose(1, 2)).copy()
+
+
 def selective_scan(u, delta, A, B, C, D, initial_state=None):
-    """Fused scan on the CPU, differentiable. Returns (y [B, L, E] in u's dtype, last state [B, E, N] in float32)."""
+    """Fused and differentiable. Returns (y [B, L, E] in u's dtype, last state [B, E, N] in float32)."""
+    if u.device.type == "cuda":
+        return _on_cuda(u, delta, A, B, C, D, initial_state)
     return _SelectiveScan.apply(u, delta, A, B, C, D, initial_state)
+
+
+def gated_scan(u, step, step_bias, A, B, C, D, xz):
+    """Without gradients: y * silu(z) [B, L, E] in u's dtype, with delta = softplus(step + step_bias).
+
+    u, step [B, L, E]; step_bias [E]; z is the second half of xz [B, L, 2E]; bfloat16 or float32.
+    """
+    y = empty_array(u.shape, u.dtype)
+    _forward(
+        as_kernel_array(u), as_kernel_array(step), as_array(step_bias), _decay_rates(A), as_array(B), as_array(C),
+        as_array(D), as_kernel_array(xz), u.shape[2], _initial(None, u.shape[0], A), y, _NOT_STORED,
+    )  # fmt: skip
+    return as_tensor(y)
+
+
+def _on_cuda(u, delta, A, B, C, D, initial_state):
+    """mamba-ssm's kernel, which takes [B, E, L] and no initial state; without it, or with one, the plain recurrence."""
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    except ImportError:
+        selective_scan_fn = None
+    if selective_scan_fn is None or initial_state is not None:
+        y, states = selective_scan_reference(u, delta, A, B, C, D, initial_state)
+        return y.to(u.dtype), states[:, -1]
+    u, delta, B, C = (x.transpose(1, 2).contiguous() for x in (u, delta, B, C))
+    y, last = selective_scan_fn(u, delta.to(u.dtype), A, B, C, D.float(), return_last_state=True)
+    return y.transpose(1, 2), last

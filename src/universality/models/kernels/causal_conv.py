@@ -1,0 +1,111 @@
+"""The short causal depthwise convolution of Mamba with its SiLU:
+
+    out[b, t, e] = silu(bias[e] + sum_k weight[e, k] * x[b, t - (K - 1) + k, e])        x zero before t = 0
+
+`causal_conv_silu_reference` is torch's own conv1d; `causal_conv_silu` the fused CPU kernel (forward and backward, no
+transposes), which keeps only its input for the backward pass. Shapes: x [B, L, E], weight [E, K], bias [E].
+"""
+
+import numba
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from universality.models.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array
+from universality.models.kernels.elementary import FASTMATH, f32, load, rounded, silu
+
+_BLOCK = 64  # channels at a time
+_ROWS = 32  # positions per task
+
+
+def causal_conv_silu_reference(x, weight, bias):
+    """Differentiated by autograd, any dtype."""
+    return F.silu(conv_taps(x, weight).sum(2) + bias)
+
+
+def conv_taps(x, weight):
+    """What each tap of the convolution adds, weight[e, k] * x[b, t - (K - 1) + k, e]: [B, L, K, E]."""
+    taps, length = weight.shape[1], x.shape[1]
+    padded = F.pad(x, (0, 0, taps - 1, 0))
+    return torch.stack([padded[:, k : k + length] * weight[:, k] for k in range(taps)], dim=2)
+
+
+@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
+def _forward(x, n_chan, weight_t, bias, out, activate):
+    """The first `n_chan` channels of x [B, L, >= n_chan] -> out [B, L, n_chan], through SiLU if `activate`."""
+    n_batch, n_pos = x.shape[:2]
+    taps = weight_t.shape[0]
+    n_blocks = (n_pos + _ROWS - 1) // _ROWS
+    for task in numba.prange(n_batch * n_blocks):
+        b, first = task // n_blocks, (task % n_blocks) * _ROWS
+        total = np.zeros(_BLOCK, dtype=np.float32)
+        for t in range(first, min(first + _ROWS, n_pos)):
+            for e0 in range(0, n_chan, _BLOCK):
+                width = min(_BLOCK, n_chan - e0)
+                for e in range(width):
+                    total[e] = bias[e0 + e]
+                for k in range(max(0, taps - 1 - t), taps):
+                    s = t - (taps - 1) + k
+                    for e in range(width):
+                        total[e] += weight_t[k, e0 + e] * load(x[b, s, e0 + e])
+                if activate:
+                    for e in range(width):
+                        out[b, t, e0 + e] = rounded(out, silu(total[e]))
+                else:
+                    for e in range(width):
+                        out[b, t, e0 + e] = rounded(out, total[e])
+
+
+@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
+def _backward(x, weight_t, dpre, dx, dweight_t, dbias):
+    """dweight_t [B, K, E] and dbias [B, E] are per sequence, so that their sums have one order."""
+    n_batch, n_pos, n_chan = x.shape
+    taps = weight_t.shape[0]
+    for b in numba.prange(n_batch):
+        for t in range(n_pos):
+            for e in range(n_chan):
+                dbias[b, e] += dpre[b, t, e]
+            for k in range(max(0, taps - 1 - t), taps):
+                s = t - (taps - 1) + k
+                for e in range(n_chan):
+                    dx[b, s, e] += weight_t[k, e] * dpre[b, t, e]
+                    dweight_t[b, k, e] += f32(x[b, s, e]) * dpre[b, t, e]
+
+
+class _CausalConvSilu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        x_np, weight_t, bias_np = as_array(x), as_array(weight.T), as_array(bias)
+        pre = np.empty_like(x_np)
+        _forward(x_np, x_np.shape[2], weight_t, bias_np, pre, False)
+        ctx.arrays = (x_np, weight_t, pre)
+        ctx.dtype = x.dtype
+        return F.silu(torch.from_numpy(pre)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, dout):
+        x, weight_t, pre = ctx.arrays
+        dpre = torch.ops.aten.silu_backward(dout.float().contiguous(), torch.from_numpy(pre)).numpy()
+        dx = np.zeros_like(x)
+        dweight_t = np.zeros((x.shape[0], *weight_t.shape), dtype=np.float32)
+        dbias = np.zeros((x.shape[0], x.shape[2]), dtype=np.float32)
+        _backward(x, weight_t, dpre, dx, dweight_t, dbias)
+        dweight = torch.from_numpy(np.ascontiguousarray(dweight_t.sum(0).T))
+        return torch.from_numpy(dx).to(ctx.dtype), dweight, torch.from_numpy(dbias.sum(0))
+
+
+def causal_conv_silu(x, weight, bias):
+    """Fused on the CPU, differentiable; returns [B, L, E] in x's dtype. On a GPU the reference, by autograd."""
+    if x.device.type != "cpu":
+        return causal_conv_silu_reference(x, weight, bias)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
+        return _CausalConvSilu.apply(x, weight, bias)
+    return causal_conv_silu_of(x, x.shape[2], weight, bias)
+
+
+def causal_conv_silu_of(x, n_chan, weight, bias):
+    """Of the first `n_chan` channels of x [B, L, >= n_chan], without gradients: [B, L, n_chan] in x's dtype."""
+    array = as_kernel_array(x)
+    out = empty_array((*x.shape[:2], n_chan), x.dtype)
+    _forward(array, n_chan, as_array(weight.T), as_array(bias), out, True)
+    return as_tensor(out)
