@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from universality.models.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array
-from universality.models.kernels.elementary import FASTMATH, f32, load, rounded, silu
+from universality.models.kernels.elementary import FASTMATH, load, rounded, silu
 
 _BLOCK = 64  # channels at a time
 _ROWS = 32  # positions per task
@@ -41,19 +41,20 @@ def _forward(x, n_chan, weight_t, bias, out, activate):
         total = np.zeros(_BLOCK, dtype=np.float32)
         for t in range(first, min(first + _ROWS, n_pos)):
             for e0 in range(0, n_chan, _BLOCK):
-                width = min(_BLOCK, n_chan - e0)
-                for e in range(width):
-                    total[e] = bias[e0 + e]
+                e1 = min(e0 + _BLOCK, n_chan)
+                width = e1 - e0
+                total[:width] = bias[e0:e1]
                 for k in range(max(0, taps - 1 - t), taps):
-                    s = t - (taps - 1) + k
+                    weight_row, x_row = weight_t[k, e0:e1], x[b, t - (taps - 1) + k, e0:e1]
                     for e in range(width):
-                        total[e] += weight_t[k, e0 + e] * load(x[b, s, e0 + e])
+                        total[e] += weight_row[e] * load(x_row[e])
+                out_row = out[b, t, e0:e1]
                 if activate:
                     for e in range(width):
-                        out[b, t, e0 + e] = rounded(out, silu(total[e]))
+                        out_row[e] = rounded(out, silu(total[e]))
                 else:
                     for e in range(width):
-                        out[b, t, e0 + e] = rounded(out, total[e])
+                        out_row[e] = rounded(out, total[e])
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
@@ -69,7 +70,7 @@ def _backward(x, weight_t, dpre, dx, dweight_t, dbias):
                 s = t - (taps - 1) + k
                 for e in range(n_chan):
                     dx[b, s, e] += weight_t[k, e] * dpre[b, t, e]
-                    dweight_t[b, k, e] += f32(x[b, s, e]) * dpre[b, t, e]
+                    dweight_t[b, k, e] += x[b, s, e] * dpre[b, t, e]
 
 
 class _CausalConvSilu(torch.autograd.Function):

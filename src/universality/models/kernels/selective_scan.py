@@ -71,30 +71,32 @@ def _forward(u, delta, delta_bias, A_t, B, C, D, gate, gate_offset, state, y, st
     for task in numba.prange(n_batch * n_blocks):
         b = task // n_blocks
         e0 = (task % n_blocks) * _BLOCK
-        width = min(_BLOCK, n_chan - e0)
+        e1 = min(e0 + _BLOCK, n_chan)
+        width = e1 - e0
         h = np.zeros((n_state, _BLOCK), dtype=np.float32)
         a = np.zeros((n_state, _BLOCK), dtype=np.float32)
         d = np.zeros(_BLOCK, dtype=np.float32)
         w = np.zeros(_BLOCK, dtype=np.float32)
         out = np.zeros(_BLOCK, dtype=np.float32)
-        for n in range(n_state):
-            for e in range(width):
-                h[n, e] = state[b, n, e0 + e]
-                a[n, e] = A_t[n, e0 + e]
+        h[:, :width] = state[b, :, e0:e1]
+        a[:, :width] = A_t[:, e0:e1]
+        skip = D[e0:e1]
         for t in range(n_pos):
+            # Rows are sliced first: an index that could be negative would keep the loops from becoming vectors.
+            delta_row, u_row, y_row = delta[b, t, e0:e1], u[b, t, e0:e1], y[b, t, e0:e1]
             if t % _CHUNK == 0 and stored.shape[0] > 0:
-                for n in range(n_state):
-                    for e in range(width):
-                        stored[b, t // _CHUNK, n, e0 + e] = h[n, e]
+                stored[b, t // _CHUNK, :, e0:e1] = h[:, :width]
             if delta_bias.shape[0] > 0:
+                bias = delta_bias[e0:e1]
                 for e in range(width):
-                    d[e] = softplus(load(delta[b, t, e0 + e]) + delta_bias[e0 + e])
+                    d[e] = softplus(load(delta_row[e]) + bias[e])
             else:
                 for e in range(width):
-                    d[e] = load(delta[b, t, e0 + e])
+                    d[e] = load(delta_row[e])
             for e in range(width):
-                w[e] = d[e] * load(u[b, t, e0 + e])
-                out[e] = D[e0 + e] * load(u[b, t, e0 + e])
+                x = load(u_row[e])
+                w[e] = d[e] * x
+                out[e] = skip[e] * x
             for n in range(n_state):
                 bn = B[b, t, n]
                 cn = C[b, t, n]
@@ -103,29 +105,27 @@ def _forward(u, delta, delta_bias, A_t, B, C, D, gate, gate_offset, state, y, st
                     h[n, e] = s
                     out[e] += s * cn
             if gate.shape[0] > 0:
+                gate_row = gate[b, t, gate_offset + e0 : gate_offset + e1]
                 for e in range(width):
-                    y[b, t, e0 + e] = rounded(y, out[e] * silu(load(gate[b, t, gate_offset + e0 + e])))
+                    y_row[e] = rounded(y, out[e] * silu(load(gate_row[e])))
             else:
                 for e in range(width):
-                    y[b, t, e0 + e] = rounded(y, out[e])
-        for n in range(n_state):
-            for e in range(width):
-                state[b, n, e0 + e] = h[n, e]
+                    y_row[e] = rounded(y, out[e])
+        state[b, :, e0:e1] = h[:, :width]
 
 
 @numba.njit(inline="always", fastmath=FASTMATH)
 def _recompute(u, delta, a, B, b, e0, width, first, last, before, history, decays):
     """Fill history [t + 1, N, _BLOCK] and decays [t, N, _BLOCK] for first <= t < last from the stored state."""
     n_state = a.shape[0]
-    for n in range(n_state):
-        for e in range(width):
-            history[0, n, e] = before[b, first // _CHUNK, n, e0 + e]
+    history[0, :, :width] = before[b, first // _CHUNK, :, e0 : e0 + width]
     d = np.zeros(_BLOCK, dtype=np.float32)
     w = np.zeros(_BLOCK, dtype=np.float32)
     for t in range(first, last):
+        delta_row, u_row = delta[b, t, e0 : e0 + width], u[b, t, e0 : e0 + width]
         for e in range(width):
-            d[e] = delta[b, t, e0 + e]
-            w[e] = d[e] * u[b, t, e0 + e]
+            d[e] = delta_row[e]
+            w[e] = d[e] * u_row[e]
         for n in range(n_state):
             bn = B[b, t, n]
             for e in range(_BLOCK):
@@ -145,10 +145,9 @@ def _backward_chunk(
     dwrite = np.zeros(_BLOCK, dtype=np.float32)
     dd = np.zeros(_BLOCK, dtype=np.float32)
     for t in range(last - 1, first - 1, -1):
-        for e in range(width):
-            d[e] = delta[b, t, e0 + e]
-            x[e] = u[b, t, e0 + e]
-            dout[e] = dy[b, t, e0 + e]
+        d[:width] = delta[b, t, e0 : e0 + width]
+        x[:width] = u[b, t, e0 : e0 + width]
+        dout[:width] = dy[b, t, e0 : e0 + width]
         dwrite[:] = 0.0
         dd[:] = 0.0
         for n in range(a.shape[0]):
@@ -168,10 +167,12 @@ def _backward_chunk(
                 g[n, e] = gs * decay
             dB[b, t, n] += sum_b
             dC[b, t, n] += sum_c
+        du_row, ddelta_row = du[b, t, e0 : e0 + width], ddelta[b, t, e0 : e0 + width]
+        skip, dskip = D[e0 : e0 + width], dD[b, e0 : e0 + width]
         for e in range(width):
-            du[b, t, e0 + e] = dwrite[e] * d[e] + dout[e] * D[e0 + e]
-            ddelta[b, t, e0 + e] = dd[e] * LN2 + dwrite[e] * x[e]
-            dD[b, e0 + e] += dout[e] * x[e]
+            du_row[e] = dwrite[e] * d[e] + dout[e] * skip[e]
+            ddelta_row[e] = dd[e] * LN2 + dwrite[e] * x[e]
+            dskip[e] += dout[e] * x[e]
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
@@ -191,20 +192,16 @@ def _backward(u, delta, A_t, B, C, D, stored, dy, dstate, du, ddelta, dA_t, dB, 
             da[:] = 0.0
             a[:] = 0.0
             g[:] = 0.0
-            for n in range(n_state):
-                for e in range(width):
-                    a[n, e] = A_t[n, e0 + e]
-                    g[n, e] = dstate[b, n, e0 + e]
+            a[:, :width] = A_t[:, e0 : e0 + width]
+            g[:, :width] = dstate[b, :, e0 : e0 + width]
             for first in range(((n_pos - 1) // _CHUNK) * _CHUNK, -1, -_CHUNK):
                 last = min(first + _CHUNK, n_pos)
                 _recompute(u, delta, a, B, b, e0, width, first, last, stored, history, decays)
                 _backward_chunk(
                     u, delta, a, B, C, D, dy, b, e0, width, first, last, history, decays, g, da, du, ddelta, dB, dC, dD
                 )
-            for n in range(n_state):
-                for e in range(width):
-                    dA_t[b, n, e0 + e] = da[n, e]
-                    dstate[b, n, e0 + e] = g[n, e]
+            dA_t[b, :, e0 : e0 + width] = da[:, :width]
+            dstate[b, :, e0 : e0 + width] = g[:, :width]
 
 
 class _SelectiveScan(torch.autograd.Function):
