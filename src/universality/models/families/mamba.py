@@ -64,8 +64,7 @@ def _inner_wanted(taps, name) -> bool:
 
 def _fused(mixer, xz):
     """y * gate, nothing in between named or kept."""
-    inner = mixer.intermediate_size
-    u = causal_conv_silu_of(xz, inner, mixer.conv1d.weight[:, 0], _bias(mixer.conv1d))
+    u = causal_conv_silu_of(xz, 0, mixer.conv1d.weight[:, 0], _bias(mixer.conv1d))
     step, B, C = _projections(mixer, u)
     step = F.linear(step, mixer.dt_proj.weight)
     return gated_scan(u, step, mixer.dt_proj.bias, -torch.exp(mixer.A_log), B, C, mixer.D, xz)

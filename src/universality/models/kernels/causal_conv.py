@@ -31,9 +31,9 @@ def conv_taps(x, weight):
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
-def _forward(x, n_chan, weight_t, bias, out, activate):
-    """The first `n_chan` channels of x [B, L, >= n_chan] -> out [B, L, n_chan], through SiLU if `activate`."""
-    n_batch, n_pos = x.shape[:2]
+def _forward(x, start, weight_t, bias, out, activate):
+    """Channels of x [B, L, C] from `start` on -> out [B, L, E], through SiLU if `activate`."""
+    n_batch, n_pos, n_chan = out.shape
     taps = weight_t.shape[0]
     n_blocks = (n_pos + _ROWS - 1) // _ROWS
     for task in numba.prange(n_batch * n_blocks):
@@ -45,7 +45,7 @@ def _forward(x, n_chan, weight_t, bias, out, activate):
                 width = e1 - e0
                 total[:width] = bias[e0:e1]
                 for k in range(max(0, taps - 1 - t), taps):
-                    weight_row, x_row = weight_t[k, e0:e1], x[b, t - (taps - 1) + k, e0:e1]
+                    weight_row, x_row = weight_t[k, e0:e1], x[b, t - (taps - 1) + k, start + e0 : start + e1]
                     for e in range(width):
                         total[e] += weight_row[e] * load(x_row[e])
                 out_row = out[b, t, e0:e1]
@@ -78,7 +78,7 @@ class _CausalConvSilu(torch.autograd.Function):
     def forward(ctx, x, weight, bias):
         x_np, weight_t, bias_np = as_array(x), as_array(weight.T), as_array(bias)
         pre = np.empty_like(x_np)
-        _forward(x_np, x_np.shape[2], weight_t, bias_np, pre, False)
+        _forward(x_np, 0, weight_t, bias_np, pre, False)
         ctx.arrays = (x_np, weight_t, pre)
         ctx.dtype = x.dtype
         return F.silu(torch.from_numpy(pre)).to(x.dtype)
@@ -101,14 +101,13 @@ def causal_conv_silu(x, weight, bias):
         return _on_cuda(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
         return _CausalConvSilu.apply(x, weight, bias)
-    return causal_conv_silu_of(x, x.shape[2], weight, bias)
+    return causal_conv_silu_of(x, 0, weight, bias)
 
 
-def causal_conv_silu_of(x, n_chan, weight, bias):
-    """Of the first `n_chan` channels of x [B, L, >= n_chan], without gradients: [B, L, n_chan] in x's dtype."""
-    array = as_kernel_array(x)
-    out = empty_array((*x.shape[:2], n_chan), x.dtype)
-    _forward(array, n_chan, as_array(weight.T), as_array(bias), out, True)
+def causal_conv_silu_of(x, start, weight, bias):
+    """Of the channels of x [B, L, C] from `start` on, without gradients: [B, L, E] in x's dtype."""
+    out = empty_array((*x.shape[:2], weight.shape[0]), x.dtype)
+    _forward(as_kernel_array(x), start, as_array(weight.T), as_array(bias), out, True)
     return as_tensor(out)
 
 

@@ -46,44 +46,52 @@ def chunked_scan(x, delta, A, B, C, D, initial_state=None):
     groups, n_state = B.shape[2:]
     size = min(_CHUNK, length)
     padding = -length % size
-    n_chunks = (length + padding) // size
     dtype, skip = x.dtype, D[:, None] * x.float()
     # A padded position has delta 0: it writes nothing and its decay is 1.
-    x, delta, B, C = (F.pad(v.float(), (0, 0) * (v.ndim - 2) + (0, padding)) for v in (x, delta, B, C))
-    per_head = (n_batch, n_chunks, size, groups, heads // groups)
-    delta = delta.reshape(per_head).permute(0, 1, 3, 4, 2)  # [B, c, G, H/G, l]
-    written = x.reshape(*per_head, width).permute(0, 1, 3, 4, 2, 5) * delta[..., None]  # [B, c, G, H/G, l, P]
-    B, C = (v.reshape(n_batch, n_chunks, size, groups, n_state).transpose(2, 3) for v in (B, C))  # [B, c, G, l, N]
-    decay = torch.cumsum(delta * A.float().reshape(groups, -1, 1), -1)  # g_t, log of the decay since the chunk began
-    own = _within_chunks(B, C, decay, written)
+    x, delta, B, C = (_padded(v.float(), padding) for v in (x, delta, B, C))
+    chunks = (n_batch, (length + padding) // size, size)
+    # Heads of a group stay beside each other, so that what they share, B and C, takes part in one product for all.
+    decay = torch.cumsum((delta * A.float()).reshape(*chunks, groups, -1), 2)  # g_t: [B, c, l, G, H/G]
+    written = (x * delta[..., None]).reshape(*chunks, groups, heads // groups, width)
+    B, C = (v.reshape(*chunks, groups, n_state).transpose(2, 3) for v in (B, C))  # [B, c, G, l, N]
+    y = _within_chunks(B, C, decay, written)
     before, last = _between_chunks(B, decay, written, initial_state)
-    earlier = torch.exp(decay)[..., None] * (C[:, :, :, None] @ before.transpose(-1, -2))
-    y = (own + earlier).permute(0, 1, 4, 2, 3, 5).reshape(n_batch, -1, heads, width)[:, :length]
+    earlier = (C @ before).transpose(2, 3).unflatten(-1, (-1, width))  # [B, c, l, G, H/G, P]
+    y = y + torch.exp(decay)[..., None] * earlier
+    y = y.reshape(n_batch, -1, heads, width)[:, :length]
     return (y + skip).to(dtype), last
 
 
+def _padded(x, padding):
+    """`padding` zeros at the end of axis 1."""
+    return F.pad(x, (0, 0) * (x.ndim - 2) + (0, padding)) if padding else x
+
+
 def _within_chunks(B, C, decay, written):
-    """What positions of a chunk read of what the same chunk wrote: [B, c, G, H/G, l, P]."""
-    size = decay.shape[-1]
+    """What positions of a chunk read of what the same chunk wrote: [B, c, l, G, H/G, P]."""
+    size = decay.shape[2]
     scores = C @ B.transpose(-1, -2)  # [B, c, G, l, l], shared by the heads of a group
     future = torch.ones(size, size, dtype=torch.bool, device=decay.device).triu(1)
-    since = (decay[..., :, None] - decay[..., None, :]).masked_fill(future, -torch.inf)
-    return (torch.exp(since) * scores[:, :, :, None]) @ written
+    by_head = decay.permute(0, 1, 3, 4, 2)
+    since = (by_head[..., :, None] - by_head[..., None, :]).masked_fill_(future, -torch.inf)
+    mixing = torch.exp(since) * scores[:, :, :, None]
+    return (mixing @ written.permute(0, 1, 3, 4, 2, 5)).permute(0, 1, 4, 2, 3, 5)
 
 
 def _between_chunks(B, decay, written, initial_state):
-    """The state before each chunk [B, c, G, H/G, P, N] and the last one [B, H, P, N]."""
-    left = torch.exp(decay[..., -1:] - decay)  # what is left of each write at the chunk's end
-    added = (written * left[..., None]).transpose(-1, -2) @ B[:, :, :, None]
-    through = torch.exp(decay[..., -1])[..., None, None]
+    """The state before each chunk [B, c, G, N, (H/G) * P] and the last one [B, H, P, N]."""
+    n_batch, n_chunks, _, groups, per_group, width = written.shape
+    left = torch.exp(decay[:, :, -1:] - decay)  # what is left of each write at the chunk's end
+    added = B.transpose(-1, -2) @ (written * left[..., None]).transpose(2, 3).flatten(-2)
+    through = torch.exp(decay[:, :, -1]).repeat_interleave(width, -1)[..., None, :]  # [B, c, G, 1, (H/G) * P]
     state = torch.zeros_like(added[:, 0])
     if initial_state is not None:
-        state = initial_state.float().reshape(state.shape)
+        state = initial_state.float().reshape(n_batch, groups, per_group * width, -1).transpose(-1, -2)
     before = []
-    for chunk in range(added.shape[1]):
+    for chunk in range(n_chunks):
         before.append(state)
         state = through[:, chunk] * state + added[:, chunk]
-    return torch.stack(before, 1), state.flatten(1, 2)
+    return torch.stack(before, 1), state.transpose(-1, -2).reshape(n_batch, groups * per_group, width, -1)
 
 
 def _on_cuda(x, delta, A, B, C, D, initial_state):
