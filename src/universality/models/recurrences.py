@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from universality.models.kernels.chunked_scan import chunked_scan
+from universality.models.kernels.head_scan import chunked_scan
 from universality.models.kernels.selective_scan import selective_scan
 from universality.models.taps import Taps
 

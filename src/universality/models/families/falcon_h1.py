@@ -58,19 +58,19 @@ def _forward(block, hidden, taps, layer, arguments):
 
 def _mamba(mixer, normed, taps, name):
     projected = project(mixer.in_proj, normed * mixer.ssm_in_multiplier).float() * mixer.mup_vector
-    y, gate = run_mixer(mixer, projected, taps, name)
-    return project(mixer.out_proj, _gated(mixer, y, gate)).to(normed.dtype)
-
-
-def _gated(mixer, y, gate):
-    """y * gate, normed before or after the gate if the model norms it at all."""
     if not mixer.mamba_rms_norm:
-        return y * gate
-    norm = mixer.norm
-    before = y if norm.norm_before_gate else y * gate
-    grouped = before.unflatten(-1, (norm.n_groups, -1))
-    normed = norm.weight * F.rms_norm(grouped, grouped.shape[-1:], eps=norm.variance_epsilon).flatten(-2)
-    return normed * gate if norm.norm_before_gate else normed
+        gated = run_mixer(mixer, projected, taps, name)
+    elif not mixer.norm.norm_before_gate:
+        gated = _normed(mixer.norm, run_mixer(mixer, projected, taps, name))
+    else:
+        gated = run_mixer(mixer, projected, taps, name, lambda y, gate: _normed(mixer.norm, y) * gate, fused=False)
+    return project(mixer.out_proj, gated).to(normed.dtype)
+
+
+def _normed(norm, y):
+    """RMS norm within each group, as transformers' FalconH1RMSNormGated."""
+    grouped = y.unflatten(-1, (norm.n_groups, -1))
+    return norm.weight * F.rms_norm(grouped, grouped.shape[-1:], eps=norm.variance_epsilon).flatten(-2)
 
 
 def _sites(config, layer):

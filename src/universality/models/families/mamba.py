@@ -51,20 +51,21 @@ def _mixer(mixer, hidden, taps, name):
     xz = project(mixer.in_proj, hidden)
     if mixer.activation != "silu":
         raise ValueError(f"{name}: activation {mixer.activation}; only silu is known")
-    if _inner_wanted(taps, name) or (torch.is_grad_enabled() and xz.requires_grad) or xz.device.type != "cpu":
+    if inner_wanted(taps, name) or (torch.is_grad_enabled() and xz.requires_grad) or xz.device.type != "cpu":
         gated = _tapped(mixer, xz.float(), taps, name)
     else:
         gated = _fused(mixer, xz)
     return project(mixer.out_proj, gated).to(hidden.dtype)
 
 
-def _inner_wanted(taps, name) -> bool:
+def inner_wanted(taps, name) -> bool:
+    """Is anything wanted from within the mixer?"""
     return taps.wanted_below(f"{name}.", except_for=f"{name}.out")
 
 
 def _fused(mixer, xz):
     """y * gate, nothing in between named or kept."""
-    u = causal_conv_silu_of(xz, 0, mixer.conv1d.weight[:, 0], _bias(mixer.conv1d))
+    u = causal_conv_silu_of(xz, 0, mixer.conv1d.weight[:, 0], conv_bias(mixer.conv1d))
     step, B, C = _projections(mixer, u)
     step = F.linear(step, mixer.dt_proj.weight)
     return gated_scan(u, step, mixer.dt_proj.bias, -torch.exp(mixer.A_log), B, C, mixer.D, xz)
@@ -90,7 +91,7 @@ def _projections(mixer, u):
 
 def conv_with_taps(conv_in, conv1d, taps, name):
     """silu(conv(x)), through the site of its taps if that is wanted."""
-    weight, bias = conv1d.weight[:, 0], _bias(conv1d)
+    weight, bias = conv1d.weight[:, 0], conv_bias(conv1d)
     if taps.wanted(f"{name}.conv_taps"):
         return F.silu(taps(f"{name}.conv_taps", conv_taps(conv_in, weight)).sum(2) + bias)
     return causal_conv_silu(conv_in, weight, bias)
@@ -102,7 +103,8 @@ def skip_change(skip, taps, name):
     return 0.0 if tapped is skip else tapped - skip
 
 
-def _bias(conv1d):
+def conv_bias(conv1d):
+    """Zeros where there is none."""
     return conv1d.bias if conv1d.bias is not None else conv1d.weight.new_zeros(conv1d.weight.shape[0])
 
 

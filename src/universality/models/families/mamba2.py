@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from transformers import Mamba2Config
 
 from universality.models.families.base import Family
-from universality.models.families.mamba import conv_with_taps, skip_change
+from universality.models.families.mamba import conv_bias, conv_with_taps, inner_wanted, skip_change
+from universality.models.kernels.causal_conv import causal_conv_silu_of
+from universality.models.kernels.head_scan import gated_head_scan
 from universality.models.precision import project
 from universality.models.recurrences import HeadRecurrence, scan_with_taps
 from universality.models.settings import TrainedModel
@@ -46,13 +48,38 @@ def _configure(model: TrainedModel, vocab_size: int, context: int, end_of_text: 
 def _forward(block, hidden, taps, layer, arguments):
     residual = hidden.float() if block.residual_in_fp32 else hidden
     normed = block.norm(hidden.to(block.norm.weight.dtype))
-    y, gate = run_mixer(block.mixer, project(block.mixer.in_proj, normed), taps, f"mamba.{layer}")
-    mixed = project(block.mixer.out_proj, gated_norm(block.mixer.norm, y, gate)).to(hidden.dtype)
+    y = run_mixer(block.mixer, project(block.mixer.in_proj, normed), taps, f"mamba.{layer}")
+    mixed = project(block.mixer.out_proj, _normed(block.mixer.norm, y)).to(hidden.dtype)
     return taps(f"resid_mid.{layer}", residual + taps(f"mamba.{layer}.out", mixed))
 
 
-def run_mixer(mixer, projected, taps, name):
-    """From the input projection [B, L, 2E + 2GN + H] to (y [B, L, E], gate [B, L, E]), in float32."""
+def _normed(norm, gated):
+    """RMS norm within each group, as transformers' MambaRMSNormGated after its gate."""
+    grouped = gated.unflatten(-1, (-1, norm.group_size))
+    return norm.weight * F.rms_norm(grouped, grouped.shape[-1:], eps=norm.variance_epsilon).flatten(-2)
+
+
+def run_mixer(mixer, projected, taps, name, gate=lambda y, gate: y * gate, fused=True):
+    """From the input projection [B, L, 2E + 2GN + H] to y * gate, or what `gate` makes of the two: [B, L, E], float32.
+
+    `fused`: y * gate may be computed without naming anything in between, if nothing in between is wanted.
+    """
+    needs_grad = torch.is_grad_enabled() and projected.requires_grad
+    if fused and not needs_grad and projected.device.type == "cpu" and not inner_wanted(taps, name):
+        return _fused(mixer, projected)
+    y, silu_z = _tapped(mixer, projected, taps, name)
+    return gate(y, silu_z)
+
+
+def _fused(mixer, projected):
+    weight, bias = mixer.conv1d.weight[:, 0], conv_bias(mixer.conv1d)
+    mixed = causal_conv_silu_of(projected, mixer.intermediate_size, weight, bias)
+    A, n_state = -torch.exp(mixer.A_log.float()), mixer.ssm_state_size
+    return gated_head_scan(mixed, projected, mixer.dt_bias, mixer.time_step_limit, A, mixer.D, n_state).float()
+
+
+def _tapped(mixer, projected, taps, name):
+    """The same through the taps: (y, silu(z)), both [B, L, E]."""
     inner, groups, n_state = mixer.intermediate_size, mixer.n_groups, mixer.ssm_state_size
     z, conv_in, step = projected.float().split([inner, mixer.conv_dim, mixer.num_heads], dim=-1)
     mixed = conv_with_taps(taps(f"{name}.conv_in", conv_in), mixer.conv1d, taps, name)
@@ -64,12 +91,6 @@ def run_mixer(mixer, projected, taps, name):
     y = scan_with_taps(HeadRecurrence(u, delta, -torch.exp(mixer.A_log.float()), B, C, mixer.D), name, taps)
     y = taps(f"{name}.y", y + skip_change(mixer.D[:, None] * u, taps, name))
     return y.flatten(-2), taps(f"{name}.gate", F.silu(z))
-
-
-def gated_norm(norm, y, gate):
-    """RMS norm of y * gate within each group, as transformers' MambaRMSNormGated."""
-    gated = (y * gate).unflatten(-1, (-1, norm.group_size))
-    return norm.weight * F.rms_norm(gated, gated.shape[-1:], eps=norm.variance_epsilon).flatten(-2)
 
 
 def head_recurrence(mixer, layer: int, captured: dict[str, torch.Tensor]) -> HeadRecurrence:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from universality.models.kernels.chunked_scan import chunked_scan, chunked_scan_reference
+from universality.models.kernels.head_scan import chunked_scan, chunked_scan_reference, gated_head_scan
 
 # (B, L, H, P, G, N): ones, lengths off and on the chunk of 64, heads that share groups
 SHAPES = [(1, 1, 1, 1, 1, 1), (2, 5, 3, 4, 1, 2), (1, 64, 2, 8, 2, 4), (2, 65, 4, 3, 2, 5), (1, 200, 6, 16, 3, 7)]
@@ -70,3 +70,22 @@ def test_bfloat16_inputs_keep_a_float32_state():
     assert y.dtype == torch.bfloat16
     assert last.dtype == torch.float32
     torch.testing.assert_close(y, expected.bfloat16())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_fused_scan_with_its_surroundings_equals_the_parts(shape):
+    n_batch, n_pos, heads, width, _, n_state = shape
+    _, _, A, B, C, D, _ = (None if v is None else v.detach().float() for v in inputs(shape))
+    g = torch.Generator().manual_seed(1)
+    u = torch.randn(n_batch, n_pos, heads, width, generator=g)
+    mixed = torch.cat([u.flatten(2), B.flatten(2), C.flatten(2)], -1)
+    projected = torch.randn(n_batch, n_pos, heads * width + mixed.shape[2] + heads, generator=g)
+    bias, limit = torch.randn(heads, generator=g), (0.1, 1.5)
+    delta = torch.nn.functional.softplus(projected[..., -heads:] + bias).clamp(*limit)
+    expected = chunked_scan_reference(u, delta, A, B, C, D)[0].flatten(2)
+    expected = expected * torch.nn.functional.silu(projected[..., : heads * width])
+    ours = gated_head_scan(mixed, projected, bias, limit, A, D, n_state)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    rounded = gated_head_scan(mixed.bfloat16(), projected.bfloat16(), bias, limit, A, D, n_state)
+    exact = gated_head_scan(mixed.bfloat16().float(), projected.bfloat16().float(), bias, limit, A, D, n_state)
+    assert torch.equal(rounded, exact.bfloat16())

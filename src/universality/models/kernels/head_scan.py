@@ -6,6 +6,9 @@ positions is a masked matrix product and only the states between chunks are a re
 
 * `chunked_scan_reference`: the plain recurrence, any dtype, differentiated by autograd.
 * `chunked_scan`: batched matrix products over chunks, differentiable; on a GPU the kernels of mamba-ssm.
+* `gated_head_scan`: a fused CPU kernel without gradients, with what Mamba-2 does just before and after it: softplus of
+  the step size and the gate. One head's state fits the first-level cache, so on a CPU the recurrence itself is quicker
+  than products over chunks; vectors run along P.
 
 With g_t the sum of delta * A up to t within a chunk, the chunk's own part of y is (C B^T * exp(g_t - g_s), s <= t)
 times delta * x; the part of earlier chunks is exp(g_t) C_t h. No B x L x E x N tensor exists: there is one state a
@@ -15,8 +18,13 @@ Shapes: x [B, L, H, P]; delta [B, L, H], already positive; A, D [H]; B, C [B, L,
 initial_state, last state [B, H, P, N] in float32.
 """
 
+import numba
+import numpy as np
 import torch
 import torch.nn.functional as F
+
+from universality.models.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array
+from universality.models.kernels.elementary import FASTMATH, LOG2E, exp2_nonpositive, load, rounded, silu, softplus
 
 _CHUNK = 64  # positions: the masked product grows with it, the number of states between chunks falls
 
@@ -92,6 +100,71 @@ def _between_chunks(B, decay, written, initial_state):
         before.append(state)
         state = through[:, chunk] * state + added[:, chunk]
     return torch.stack(before, 1), state.transpose(-1, -2).reshape(n_batch, groups * per_group, width, -1)
+
+
+@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
+def _gated(mixed, projected, step_bias, step_low, step_high, A, D, n_state, y):
+    """mixed [B, L, H * P + 2GN] is u, B, C; projected [B, L, ...] begins with z [H * P] and ends with the steps [H].
+
+    A [H] is A * log2(e). Fills y [B, L, H * P], times silu(z).
+    """
+    n_batch, n_pos, inner = y.shape
+    heads = A.shape[0]
+    width = inner // heads
+    per_group = heads // ((mixed.shape[2] - inner) // (2 * n_state))
+    steps_at = projected.shape[2] - heads
+    rows = n_state + (-n_state) % 4  # of the state, made up with rows that nothing writes or reads
+    for task in numba.prange(n_batch * heads):
+        b, head = task // heads, task % heads
+        h = np.zeros((rows, width), dtype=np.float32)
+        write = np.zeros(rows, dtype=np.float32)
+        read = np.zeros(rows, dtype=np.float32)
+        x = np.zeros(width, dtype=np.float32)
+        out = np.zeros(width, dtype=np.float32)
+        p0, p1 = head * width, (head + 1) * width
+        b0 = inner + (head // per_group) * n_state
+        c0 = (inner + mixed.shape[2]) // 2 + (head // per_group) * n_state
+        for t in range(n_pos):
+            step = softplus(load(projected[b, t, steps_at + head]) + step_bias[head])
+            step = min(max(step, step_low), step_high)
+            decay = exp2_nonpositive(step * A[head])
+            x_row, b_row, c_row = mixed[b, t, p0:p1], mixed[b, t, b0 : b0 + n_state], mixed[b, t, c0 : c0 + n_state]
+            for n in range(n_state):
+                write[n] = step * load(b_row[n])
+                read[n] = load(c_row[n])
+            for p in range(width):
+                x[p] = load(x_row[p])
+                out[p] = D[head] * x[p]
+            for n in range(0, rows, 4):  # four rows at a time: out is read and written a quarter as often
+                h0, h1, h2, h3 = h[n], h[n + 1], h[n + 2], h[n + 3]
+                w0, w1, w2, w3 = write[n], write[n + 1], write[n + 2], write[n + 3]
+                r0, r1, r2, r3 = read[n], read[n + 1], read[n + 2], read[n + 3]
+                for p in range(width):
+                    s0 = decay * h0[p] + w0 * x[p]
+                    s1 = decay * h1[p] + w1 * x[p]
+                    s2 = decay * h2[p] + w2 * x[p]
+                    s3 = decay * h3[p] + w3 * x[p]
+                    h0[p], h1[p], h2[p], h3[p] = s0, s1, s2, s3
+                    out[p] += (r0 * s0 + r1 * s1) + (r2 * s2 + r3 * s3)
+            y_row, z_row = y[b, t, p0:p1], projected[b, t, p0:p1]
+            for p in range(width):
+                y_row[p] = rounded(y, out[p] * silu(load(z_row[p])))
+
+
+def gated_head_scan(mixed, projected, step_bias, step_limit, A, D, n_state):
+    """Without gradients: y * silu(z) [B, L, H * P] in the dtype of `mixed`.
+
+    mixed [B, L, H * P + 2GN] is u, B and C beside each other; projected [B, L, H * P + ... + H] begins with z and ends
+    with the step sizes before softplus and step_bias [H], which are then held within step_limit.
+    """
+    inner = projected.shape[2] - mixed.shape[2] - A.shape[0]
+    y = empty_array((*mixed.shape[:2], inner), mixed.dtype)
+    low, high = np.float32(step_limit[0]), np.float32(step_limit[1])
+    _gated(
+        as_kernel_array(mixed), as_kernel_array(projected), as_array(step_bias), low, high, as_array(A) * LOG2E,
+        as_array(D), n_state, y,
+    )  # fmt: skip
+    return as_tensor(y)
 
 
 def _on_cuda(x, delta, A, B, C, D, initial_state):
