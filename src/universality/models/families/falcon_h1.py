@@ -5,11 +5,12 @@ Inner sites of layer L: those of attention (see attention.py), those of Mamba-2'
 mlp.L.out. attn.L.out and mamba.L.out are what each adds to the residual stream, its multiplier applied.
 """
 
-import torch.nn.functional as F
+import torch
 from transformers import FalconH1Config
 
 from universality.models.attention import attach_attention, attention_sites, use_tapped_attention
 from universality.models.families.base import Family
+from universality.models.families.mamba import normed
 from universality.models.families.mamba2 import head_recurrence, mixer_sites, run_mixer
 from universality.models.precision import project
 from universality.models.settings import TrainedModel
@@ -47,30 +48,28 @@ def _attach(block, layer, taps):
 
 def _forward(block, hidden, taps, layer, arguments):
     arguments.pop("mamba_attention_mask", None)
-    normed = block.input_layernorm(hidden)
-    mixed = _mamba(block.mamba, normed, taps, f"mamba.{layer}") * block.ssm_out_multiplier
+    x = block.input_layernorm(hidden)
+    mixed = _mamba(block.mamba, x, taps, f"mamba.{layer}") * block.ssm_out_multiplier
     mixed = taps(f"mamba.{layer}.out", mixed)
-    attended = block.self_attn(hidden_states=normed * block.attention_in_multiplier, **arguments)[0]
+    attended = block.self_attn(hidden_states=x * block.attention_in_multiplier, **arguments)[0]
     attended = taps(f"attn.{layer}.out", attended * block.attn_out_multiplier)
     mid = taps(f"resid_mid.{layer}", hidden + (mixed + attended))
     return mid + taps(f"mlp.{layer}.out", block.feed_forward(block.pre_ff_layernorm(mid)))
 
 
-def _mamba(mixer, normed, taps, name):
-    projected = project(mixer.in_proj, normed * mixer.ssm_in_multiplier).float() * mixer.mup_vector
+def _mamba(mixer, x, taps, name):
+    projected = project(mixer.in_proj, x * mixer.ssm_in_multiplier).float() * mixer.mup_vector
     if not mixer.mamba_rms_norm:
         gated = run_mixer(mixer, projected, taps, name)
     elif not mixer.norm.norm_before_gate:
-        gated = _normed(mixer.norm, run_mixer(mixer, projected, taps, name))
+        gated = _group_norm(mixer.norm, run_mixer(mixer, projected, taps, name))
     else:
-        gated = run_mixer(mixer, projected, taps, name, lambda y, gate: _normed(mixer.norm, y) * gate, fused=False)
-    return project(mixer.out_proj, gated).to(normed.dtype)
+        gated = run_mixer(mixer, projected, taps, name, lambda y, gate: _group_norm(mixer.norm, y) * gate, fused=False)
+    return project(mixer.out_proj, gated).to(x.dtype)
 
 
-def _normed(norm, y):
-    """RMS norm within each group, as transformers' FalconH1RMSNormGated."""
-    grouped = y.unflatten(-1, (norm.n_groups, -1))
-    return norm.weight * F.rms_norm(grouped, grouped.shape[-1:], eps=norm.variance_epsilon).flatten(-2)
+def _group_norm(norm, y):
+    return normed(norm, y, torch.float32, y.shape[-1] // norm.n_groups)
 
 
 def _sites(config, layer):

@@ -19,6 +19,7 @@ from transformers import MambaConfig
 
 from universality.models.families.base import Family
 from universality.models.kernels.causal_conv import causal_conv_silu, causal_conv_silu_of, conv_taps
+from universality.models.kernels.norms import rms_norm
 from universality.models.kernels.selective_scan import gated_scan
 from universality.models.precision import project
 from universality.models.recurrences import SelectiveRecurrence, scan_with_taps
@@ -42,20 +43,29 @@ def _configure(model: TrainedModel, vocab_size: int, context: int, end_of_text: 
 
 
 def _forward(block, hidden, taps, layer, arguments):
-    residual = hidden.float() if block.residual_in_fp32 else hidden
-    mixed = _mixer(block.mixer, block.norm(hidden.to(block.norm.weight.dtype)), taps, f"mamba.{layer}")
-    return taps(f"resid_mid.{layer}", residual + taps(f"mamba.{layer}.out", mixed))
+    mixer, name = block.mixer, f"mamba.{layer}"
+    xz = project(mixer.in_proj, normed(block.norm, hidden, mixer.in_proj.weight.dtype))
+    gated = (
+        _fused(mixer, xz)
+        if without_gradients(xz) and not inner_wanted(taps, name)
+        else _tapped(mixer, xz.float(), taps, name)
+    )
+    written = taps(f"{name}.out", project(mixer.out_proj, gated).to(hidden.dtype))
+    return taps(f"resid_mid.{layer}", hidden + written)
 
 
-def _mixer(mixer, hidden, taps, name):
-    xz = project(mixer.in_proj, hidden)
-    if mixer.activation != "silu":
-        raise ValueError(f"{name}: activation {mixer.activation}; only silu is known")
-    if inner_wanted(taps, name) or (torch.is_grad_enabled() and xz.requires_grad) or xz.device.type != "cpu":
-        gated = _tapped(mixer, xz.float(), taps, name)
-    else:
-        gated = _fused(mixer, xz)
-    return project(mixer.out_proj, gated).to(hidden.dtype)
+def normed(norm, x, dtype, group=0):
+    """RMS norm of x over groups of its last axis (0: all of it), as transformers' norms of Mamba's family."""
+    if without_gradients(x, norm.weight):
+        return rms_norm(x, norm.weight, norm.variance_epsilon, dtype, group)
+    grouped = x.unflatten(-1, (-1, group or x.shape[-1]))
+    return norm.weight * F.rms_norm(grouped, grouped.shape[-1:], eps=norm.variance_epsilon).flatten(-2)
+
+
+def without_gradients(*values):
+    """May kernels be used that have no backward pass? They are the CPU's."""
+    needed = torch.is_grad_enabled() and any(value.requires_grad for value in values)
+    return not needed and values[0].device.type == "cpu"
 
 
 def inner_wanted(taps, name) -> bool:

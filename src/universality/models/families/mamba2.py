@@ -18,7 +18,14 @@ import torch.nn.functional as F
 from transformers import Mamba2Config
 
 from universality.models.families.base import Family
-from universality.models.families.mamba import conv_bias, conv_with_taps, inner_wanted, skip_change
+from universality.models.families.mamba import (
+    conv_bias,
+    conv_with_taps,
+    inner_wanted,
+    normed,
+    skip_change,
+    without_gradients,
+)
 from universality.models.kernels.causal_conv import causal_conv_silu_of
 from universality.models.kernels.head_scan import gated_head_scan
 from universality.models.precision import project
@@ -46,26 +53,18 @@ def _configure(model: TrainedModel, vocab_size: int, context: int, end_of_text: 
 
 
 def _forward(block, hidden, taps, layer, arguments):
-    residual = hidden.float() if block.residual_in_fp32 else hidden
-    normed = block.norm(hidden.to(block.norm.weight.dtype))
-    y = run_mixer(block.mixer, project(block.mixer.in_proj, normed), taps, f"mamba.{layer}")
-    mixed = project(block.mixer.out_proj, _normed(block.mixer.norm, y)).to(hidden.dtype)
-    return taps(f"resid_mid.{layer}", residual + taps(f"mamba.{layer}.out", mixed))
-
-
-def _normed(norm, gated):
-    """RMS norm within each group, as transformers' MambaRMSNormGated after its gate."""
-    grouped = gated.unflatten(-1, (-1, norm.group_size))
-    return norm.weight * F.rms_norm(grouped, grouped.shape[-1:], eps=norm.variance_epsilon).flatten(-2)
+    mixer, name, dtype = block.mixer, f"mamba.{layer}", block.mixer.in_proj.weight.dtype
+    y = run_mixer(mixer, project(mixer.in_proj, normed(block.norm, hidden, dtype)), taps, name)
+    written = project(mixer.out_proj, normed(mixer.norm, y, dtype, mixer.norm.group_size)).to(hidden.dtype)
+    return taps(f"resid_mid.{layer}", hidden + taps(f"{name}.out", written))
 
 
 def run_mixer(mixer, projected, taps, name, gate=lambda y, gate: y * gate, fused=True):
-    """From the input projection [B, L, 2E + 2GN + H] to y * gate, or what `gate` makes of the two: [B, L, E], float32.
+    """From the input projection [B, L, 2E + 2GN + H] to y * gate, or what `gate` makes of the two: [B, L, E].
 
     `fused`: y * gate may be computed without naming anything in between, if nothing in between is wanted.
     """
-    needs_grad = torch.is_grad_enabled() and projected.requires_grad
-    if fused and not needs_grad and projected.device.type == "cpu" and not inner_wanted(taps, name):
+    if fused and without_gradients(projected) and not inner_wanted(taps, name):
         return _fused(mixer, projected)
     y, silu_z = _tapped(mixer, projected, taps, name)
     return gate(y, silu_z)
@@ -75,7 +74,7 @@ def _fused(mixer, projected):
     weight, bias = mixer.conv1d.weight[:, 0], conv_bias(mixer.conv1d)
     mixed = causal_conv_silu_of(projected, mixer.intermediate_size, weight, bias)
     A, n_state = -torch.exp(mixer.A_log.float()), mixer.ssm_state_size
-    return gated_head_scan(mixed, projected, mixer.dt_bias, mixer.time_step_limit, A, mixer.D, n_state).float()
+    return gated_head_scan(mixed, projected, mixer.dt_bias, mixer.time_step_limit, A, mixer.D, n_state)
 
 
 def _tapped(mixer, projected, taps, name):
