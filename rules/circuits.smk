@@ -8,7 +8,10 @@ localrules:
 rule all_circuits:
     input:
         expand("results/circuits/induction_{model}.parquet", model=plan.models()),
-        expand("results/circuits/off_by_one_{model}.parquet", model=plan.mamba_models()),
+        expand(
+            "results/circuits/off_by_one_{model}.parquet",
+            model=plan.state_space_models(),
+        ),
 
 
 rule circuits:

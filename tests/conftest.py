@@ -57,7 +57,7 @@ def tiny_model(family: str, vocab_size: int = 50, context: int = LENGTH, **chang
     with torch.no_grad():
         for name, parameter in hf.named_parameters():
             if parameter.ndim >= 2 and "A_log" not in name:
-                parameter.mul_(2)
+                parameter.mul_(6 if family == "falcon_h1" else 2)
     return LanguageModel(hf.eval().requires_grad_(False))
 
 

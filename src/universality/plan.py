@@ -6,6 +6,7 @@ from typing import NamedTuple
 from universality.activations.sites import neuron_sites, residual_site
 from universality.alignment.settings import Comparison, Side
 from universality.config import Study
+from universality.models.settings import STATE_SPACE_FAMILIES
 
 
 class FeatureSet(NamedTuple):
@@ -108,8 +109,8 @@ class Plan:
         """Models that some comparison looks at."""
         return sorted({side.model for c in self._comparisons() for side in (c.a, c.b)})
 
-    def mamba_models(self) -> list[str]:
-        return [name for name, model in self.study.models.zoo.items() if model.family == "mamba"]
+    def state_space_models(self) -> list[str]:
+        return [name for name, model in self.study.models.zoo.items() if model.family in STATE_SPACE_FAMILIES]
 
     def results(self) -> list[str]:
         """Every file and folder that the study's rules make."""
@@ -122,7 +123,7 @@ class Plan:
             *(f"results/{stage}/{path}" for stage in ("saes", "features") for path in features),
             *(f"results/alignment/{name}.{kind}" for name in comparisons for kind in ("parquet", "json")),
             *(f"results/circuits/induction_{model}.parquet" for model in self.models()),
-            *(f"results/circuits/off_by_one_{model}.parquet" for model in self.mamba_models()),
+            *(f"results/circuits/off_by_one_{model}.parquet" for model in self.state_space_models()),
             "results/report",
             "results/metrics.json",
         ]

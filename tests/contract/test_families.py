@@ -7,7 +7,9 @@ import torch
 
 from tests.conftest import LENGTH, tiny_model
 from universality.errors import StudyError
-from universality.models.language_model import LanguageModel, load_model
+from universality.models.language_model import FAMILIES, LanguageModel
+from universality.models.loading import load_model, open_model
+from universality.models.settings import STATE_SPACE_FAMILIES
 
 
 def tokens(n=3, length=LENGTH, seed=0):
@@ -16,9 +18,16 @@ def tokens(n=3, length=LENGTH, seed=0):
 
 def untouched(model: LanguageModel):
     """The same weights in a model of transformers' that nobody has attached anything to."""
-    plain = type(model.hf)(copy.deepcopy(model.hf.config)).eval()
+    config = copy.deepcopy(model.hf.config)
+    config._attn_implementation = "eager"
+    plain = type(model.hf)(config).eval()
     plain.load_state_dict(model.hf.state_dict())
     return plain
+
+
+def asked(site: str) -> str:
+    """A site as it is asked for: of those at single positions, the last."""
+    return site.replace("@P", "@-1")
 
 
 @pytest.mark.parametrize("length", [1, 2, LENGTH])
@@ -44,8 +53,12 @@ def test_gradients_equal_transformers(family):
 def test_residual_stream_equals_what_transformers_blocks_return(family):
     model = tiny_model(family)
     plain, seen = untouched(model), {}
-    for index, block in enumerate(model.family.blocks(plain)):
-        block.register_forward_hook(lambda m, a, out, index=index: seen.__setitem__(f"resid_post.{index}", out))
+    for index, block in enumerate(model.family.block_list(plain)):
+
+        def keep(module, args, out, index=index):
+            seen[f"resid_post.{index}"] = out if torch.is_tensor(out) else out[0]
+
+        block.register_forward_hook(keep)
     plain(tokens())
     captured = model.run(tokens(), capture=list(seen)).captured
     assert sorted(captured) == sorted(seen)
@@ -58,37 +71,58 @@ def test_residual_stream_equals_what_transformers_blocks_return(family):
 
 def test_every_site_has_its_shape_and_patching_clean_onto_clean_changes_nothing(family):
     model = tiny_model(family)
-    clean = model.run(tokens(), capture=model.sites)
-    assert sorted(clean.captured) == sorted(model.sites)
-    for site, shape in model.sites.items():
-        lead = (3,) if site.endswith("last_state") else (3, LENGTH)
-        assert tuple(clean.captured[site].shape) == (*lead, *shape), site
+    sites = {asked(site): shape for site, shape in model.sites.items()}
+    clean = model.run(tokens(), capture=sites)
+    assert sorted(clean.captured) == sorted(sites)
+    sizes = {"B": 3, "L": LENGTH, "P": LENGTH}
+    for site, shape in sites.items():
+        assert tuple(clean.captured[site].shape) == tuple(sizes.get(size, size) for size in shape), site
         patched = model.run(tokens(), edits={site: lambda value, site=site: clean.captured[site].clone()})
         torch.testing.assert_close(patched.logits, clean.logits, rtol=1e-5, atol=1e-5, msg=site)
+    torch.testing.assert_close(model.run(tokens()).logits, clean.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_all_families_have_the_streams_and_those_of_a_kind_the_same_inner_sites():
+    kinds = {name: {s.split(".")[0] + "." + s.split(".")[-1] for s in tiny_model(name).sites} for name in FAMILIES}
+    stream = {"embed.embed", "resid_pre.0", "resid_mid.1", "resid_post.1", "final_norm.final_norm"}
+    attention = {f"attn.{site}" for site in ("q", "k", "v", "pattern", "z", "out")} | {"mlp.post", "mlp.out"}
+    inner = ("conv_in", "conv_taps", "ssm_in", "delta", "B", "C", "gate", "skip", "state@P", "writes@P", "y", "out")
+    for name, found in kinds.items():
+        assert stream <= found, name
+        assert (attention <= found) == (name in ("gpt_neox", "gpt2", "llama", "falcon_h1")), name
+        assert ({f"mamba.{site}" for site in inner} <= found) == (name in STATE_SPACE_FAMILIES), name
+        assert (FAMILIES[name].recurrence is not None) == (name in STATE_SPACE_FAMILIES)
+
+
+def shaken(value: torch.Tensor, by: float = 0.5) -> torch.Tensor:
+    """Changed in a way that no norm undoes."""
+    return value + by * value.roll(1, -1)
 
 
 def test_every_site_matters(family):
     """An edit that changes a value changes the logits: no site is a dead end."""
     model = tiny_model(family)
     clean = model.run(tokens()).logits
-    for site in model.sites:
-        edited = model.run(tokens(), edits={site: lambda value: value * 1.5 + 0.1}).logits
-        assert not torch.allclose(edited, clean, atol=1e-4), site
+    for site in map(asked, model.sites):
+        edited = model.run(tokens(), edits={site: shaken}).logits
+        assert not torch.allclose(edited, clean, atol=1e-5), site
 
 
 def test_edits_do_not_reach_back_in_time(family):
     model = tiny_model(family)
     clean = model.run(tokens()).logits
-    for site in model.sites:
+    for site, shape in model.sites.items():
+        axis = shape.index("L") if "L" in shape else None
 
-        def at_position_9(value):
+        def at_position_9(value, axis=axis):
             value = value.clone()
-            value[:, 9] += 1
+            if axis is None:
+                return value + 1
+            value.select(axis, 9).add_(1)
             return value
 
-        if not site.endswith("last_state"):
-            edited = model.run(tokens(), edits={site: at_position_9}).logits
-            torch.testing.assert_close(edited[:, :9], clean[:, :9], rtol=1e-5, atol=1e-5, msg=site)
+        edited = model.run(tokens(), edits={site.replace("@P", "@9"): at_position_9}).logits
+        torch.testing.assert_close(edited[:, :9], clean[:, :9], rtol=1e-5, atol=1e-5, msg=site)
 
 
 def test_a_run_leaves_no_trace_even_when_an_edit_fails(family):
@@ -105,8 +139,128 @@ def test_a_run_leaves_no_trace_even_when_an_edit_fails(family):
     assert torch.equal(again.logits, clean)
 
 
+def test_without_logits_the_stream_is_the_same(family):
+    model = tiny_model(family)
+    run = model.run(tokens(), capture=["resid_post.1"], logits=False)
+    assert run.logits is None
+    assert torch.equal(
+        run.captured["resid_post.1"], model.run(tokens(), capture=["resid_post.1"]).captured["resid_post.1"]
+    )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_changes_nothing(family, side):
+    model = tiny_model(family)
+    lengths, width = (3, 9, 12), 12
+    padded, mask = torch.full((3, width), -100), torch.zeros(3, width, dtype=torch.bool)
+    places = [slice(width - n, width) if side == "left" else slice(0, n) for n in lengths]
+    for row, place in enumerate(places):
+        padded[row, place], mask[row, place] = tokens(length=width)[row, : lengths[row]], True
+    names = [site for site, shape in model.sites.items() if shape[:2] == ("B", "L")]
+    run = model.run(padded, capture=names, mask=mask)
+    losses = model.token_losses(padded, mask=mask)
+    for row, place in enumerate(places):
+        alone = model.run(padded[row : row + 1, place], capture=names)
+        torch.testing.assert_close(run.logits[row, place], alone.logits[0], rtol=1e-4, atol=1e-4)
+        for site in names:
+            expected = alone.captured[site][0]
+            torch.testing.assert_close(run.captured[site][row, place], expected, rtol=1e-4, atol=1e-4, msg=site)
+        expected = model.token_losses(padded[row : row + 1, place])
+        torch.testing.assert_close(losses[row].sum(), expected.sum(), rtol=1e-4, atol=1e-4)
+    mean = model.loss(padded, mask=mask)
+    torch.testing.assert_close(mean, losses.sum() / (sum(lengths) - 3))
+
+
+def test_padding_that_cannot_be_right_is_refused(family):
+    model = tiny_model(family)
+    mask = torch.tensor([[1, 0, 1], [1, 1, 1]])
+    with pytest.raises(StudyError, match="mask: row 0 must hold real tokens in one stretch"):
+        model.run(tokens(2, 3), mask=mask)
+    with pytest.raises(StudyError, match=r"site 'resid_pre\.0': edits and single positions need padding on the right"):
+        model.run(tokens(1, 3), mask=torch.tensor([[0, 1, 1]]), edits={"resid_pre.0": lambda value: value})
+
+
+def test_loss_and_splicing_are_their_definitions(family):
+    model = tiny_model(family)
+    logits = model.run(tokens(), capture=["resid_mid.1"])
+    by_hand = -torch.log_softmax(logits.logits, -1)[:, :-1].gather(2, tokens()[:, 1:, None])
+    torch.testing.assert_close(model.loss(tokens()), by_hand.mean())
+    same = model.spliced_loss(tokens(), {"resid_mid.1": logits.captured["resid_mid.1"]})
+    torch.testing.assert_close(same, by_hand.mean(), rtol=1e-5, atol=1e-5)
+    nothing = model.spliced_loss(tokens(), {"resid_mid.1": torch.zeros(3, LENGTH, 16)})
+    assert abs(nothing - same) > 1e-4
+    with pytest.raises(StudyError, match=r"of shape \(2, 2\) cannot replace one of \(3, 16, 16\)"):
+        model.spliced_loss(tokens(), {"resid_mid.1": torch.zeros(2, 2)})
+
+
+def test_sequences_beyond_the_trained_length_are_right_or_refused(family):
+    model = tiny_model(family)
+    longer = tokens(2, 2 * LENGTH)
+    if family == "gpt2":
+        with pytest.raises(StudyError, match="gpt2: 32 tokens are more than the 16 positions it was made for"):
+            model.run(longer)
+    else:
+        torch.testing.assert_close(model.run(longer).logits, untouched(model)(longer).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_folder_is_checked_against_transformers_when_it_is_loaded(family, tmp_path):
+    model = tiny_model(family)
+    model.hf.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    torch.testing.assert_close(loaded.run(tokens()).logits, model.run(tokens()).logits)
+    assert load_model(tmp_path, products="bfloat16").run(tokens()).logits.dtype == torch.float32
+
+
+def test_products_in_bfloat16_cost_a_little_and_say_so(family, tmp_path):
+    model = tiny_model(family)
+    model.hf.save_pretrained(tmp_path)
+    rounded = load_model(tmp_path, products="bfloat16")
+    error = rounded.run(tokens()).logits - model.run(tokens()).logits
+    share = float(error.norm() / model.run(tokens()).logits.norm())
+    assert 1e-6 < share < 0.03
+    assert 0.2 < rounded.product_error / share < 5
+    names = [site for site in model.sites if "@" not in site]
+    tapped = rounded.run(tokens(), capture=names)
+    torch.testing.assert_close(tapped.logits, rounded.run(tokens()).logits, rtol=0.05, atol=0.05)
+
+
+def test_weights_that_are_not_finite_are_named(family, tmp_path):
+    model = tiny_model(family)
+    name, weight = next((n, p) for n, p in model.hf.named_parameters() if p.ndim == 2)
+    weight.view(-1)[3] = torch.nan
+    model.hf.save_pretrained(tmp_path)
+    with pytest.raises(StudyError, match=f"{tmp_path}: .*{name.rsplit('.', 2)[-1]} holds values that are not finite"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [("resid_mid.1", "patching clean onto clean changes site resid_mid.1"), ("resid_post.0", "logits differ")],
+)
+def test_a_family_whose_forward_is_wrong_is_caught_at_load(family, site, message, monkeypatch):
+    """Once a site that changes its value with every use, once a forward that is not transformers'."""
+    plain, calls = untouched(tiny_model(family)), []
+    forward = FAMILIES[family].forward
+
+    def wrong(block, hidden, taps, layer, arguments):
+        def tap(name, value):
+            calls.append(name)
+            drift = calls.count(name) if site == "resid_mid.1" else 1
+            scale = {"resid_mid.1": 0.1 * (drift - 1), "resid_post.0": 0.5}[site]
+            at = "resid_mid.1" if site == "resid_mid.1" else "resid_mid.0"
+            return taps(name, shaken(value, scale) if name == at else value)
+
+        spy = copy.copy(taps)
+        spy.__class__ = type("Spy", (type(taps),), {"__call__": lambda self, name, value: tap(name, value)})
+        return forward(block, hidden, spy, layer, arguments)
+
+    monkeypatch.setitem(FAMILIES, family, FAMILIES[family]._replace(forward=wrong))
+    with pytest.raises(StudyError, match=f"here: {family}: {message}"):
+        open_model(plain.requires_grad_(False), "here")
+
+
 def test_an_unknown_site_is_named(family):
-    with pytest.raises(StudyError, match=r"has no site 'resid_post\.7'; it has resid_pre\.0"):
+    with pytest.raises(StudyError, match=r"has no site 'resid_post\.7'; it has embed, resid_pre\.0"):
         tiny_model(family).run(tokens(), capture=["resid_post.7"])
 
 
@@ -118,9 +272,19 @@ def test_a_damaged_folder_is_named(family, tmp_path):
         load_model(tmp_path)
 
 
-def test_an_unknown_family_is_named(tmp_path):
-    from transformers import GPT2Config, GPT2LMHeadModel
+def test_a_position_beyond_the_sequence_is_named():
+    with pytest.raises(StudyError, match=r"site 'mamba\.0\.state@16': no such position in a sequence of 16 tokens"):
+        tiny_model("mamba").run(tokens(), capture=["mamba.0.state@16"])
+    with pytest.raises(StudyError, match=r"site 'mamba\.0\.state@P': no such position"):
+        tiny_model("mamba").run(tokens(), capture=["mamba.0.state@P"])
 
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=50)).save_pretrained(tmp_path)
-    with pytest.raises(StudyError, match="family 'gpt2' is unknown; allowed: gpt_neox, mamba"):
+
+def test_an_unknown_family_is_named(tmp_path):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(num_hidden_layers=1, hidden_size=8, ffn_dim=8, num_attention_heads=2, vocab_size=50)
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        StudyError, match="family 'opt' is unknown; allowed: gpt_neox, gpt2, llama, mamba, mamba2, rwkv"
+    ):
         load_model(tmp_path)

@@ -22,7 +22,7 @@ BAD = [
         "topp",
         "saes.variants.topk.architecture: 'topp' is unknown; allowed: 'topk', ",
     ),
-    ("models.zoo.neox.family", "gpt5", "models.zoo.neox.family: 'gpt5' is not allowed: Input should be 'gpt_neox' or"),
+    ("models.zoo.neox.family", "gpt5", "models.zoo.neox.family: 'gpt5' is not allowed: Input should be 'gpt_neox'"),
     ("models.zoo.neox.layers", [0, 7], "models.zoo.neox: layer 7 is out of range: n_layers=2 has 0 to 1"),
     ("models.zoo.neox.source", "disk", "models.zoo.neox.source: 'disk' is unknown; allowed: 'train', 'folder', 'hub'"),
     ("models.zoo.neox.d_model", 33, "models.zoo.neox: d_model=33 must be a multiple of 2 * n_heads=4"),

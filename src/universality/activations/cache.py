@@ -12,15 +12,27 @@ from universality.activations.sample import Sample, read_sample
 from universality.activations.settings import ShardSettings
 from universality.activations.writer import ShardWriter
 from universality.errors import StudyError
-from universality.models.language_model import LanguageModel, load_model
+from universality.models.language_model import LanguageModel
+from universality.models.loading import load_model
 from universality.runtime import progress
 from universality.storage import replacing
 
 
 def capture(model: LanguageModel, tokens: np.ndarray, sites: list[str]) -> dict[str, torch.Tensor]:
-    """Values [B, L, ...] of the sites on `tokens` [B, L]; logits are not used."""
+    """Values [B, L, ...] of the sites on `tokens` [B, L], without logits."""
     with torch.inference_mode():
-        return model.run(torch.from_numpy(tokens.astype(np.int64)), capture=sites).captured
+        return model.run(torch.from_numpy(tokens.astype(np.int64)), capture=sites, logits=False).captured
+
+
+def row_shape(model: LanguageModel, where: str, site: str) -> tuple[int, ...]:
+    """Shape of the site's value at one token. Raises StudyError naming the model, `where`, if it has no such site."""
+    shape = model.sites.get(site)
+    if shape is None:
+        raise StudyError(f"{where}: has no site {site!r}; it has {', '.join(model.sites)}")
+    sizes = tuple(size for size in shape if isinstance(size, int))
+    if shape != ("B", "L", *sizes):
+        raise StudyError(f"{where}: {site} has shape {shape}, not one value a token, and cannot be cached")
+    return sizes
 
 
 def kept_values(where: str, site: str, value: torch.Tensor, kept: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
@@ -74,15 +86,13 @@ def fill_shards(
 ) -> None:
     """Write one shard folder a site, at most two batches of values in memory: one computed, one written meanwhile."""
     sites = list(folders)
-    unknown = [site for site in sites if site not in model.sites]
-    if unknown:
-        raise StudyError(f"{where}: has no site {unknown[0]!r}; it has {', '.join(model.sites)}")
+    shapes = {site: row_shape(model, where, site) for site in sites}
     dtype, rows = ENCODINGS[settings.dtype].torch, sample.rows()
     with ExitStack() as stack, ThreadPoolExecutor(1, "shard-writer") as background:
         writers = {}
         for site, folder in folders.items():
             temporary = stack.enter_context(replacing(folder))
-            writer = ShardWriter(temporary, {**described, "site": site}, rows, model.sites[site], settings.dtype)
+            writer = ShardWriter(temporary, {**described, "site": site}, rows, shapes[site], settings.dtype)
             writers[site] = stack.enter_context(closing(writer))
 
         def write(captured: dict[str, torch.Tensor], kept: np.ndarray) -> None:

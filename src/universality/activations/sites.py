@@ -1,9 +1,16 @@
 """Which sites of a model the store holds, by name alone: the workflow is planned without loading any model."""
 
 # Sites that make up a layer's neurons in each family, and how many times the width of the residual stream they have.
+_MLP = {"mlp.{layer}.post": 4}
+_MIXER = {"mamba.{layer}.ssm_in": 2, "mamba.{layer}.gate": 2}
 _NEURONS = {
-    "gpt_neox": {"mlp.{layer}.post": 4},
-    "mamba": {"mamba.{layer}.ssm_in": 2, "mamba.{layer}.gate": 2},
+    "gpt_neox": _MLP,
+    "gpt2": _MLP,
+    "llama": _MLP,
+    "rwkv": _MLP,
+    "falcon_h1": {"mlp.{layer}.post": 2},
+    "mamba": _MIXER,
+    "mamba2": _MIXER,
 }
 
 

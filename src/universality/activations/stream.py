@@ -12,13 +12,12 @@ import numpy as np
 import torch
 
 from universality.activations.batches import ActivationBatches
-from universality.activations.cache import capture, kept_values
+from universality.activations.cache import capture, kept_values, row_shape
 from universality.activations.format import ENCODINGS
 from universality.activations.sample import read_sample
 from universality.activations.settings import StreamSettings
 from universality.activations.statistics import Statistics, statistics
-from universality.errors import StudyError
-from universality.models.language_model import load_model
+from universality.models.loading import load_model
 
 
 class StreamedBatches(ActivationBatches):
@@ -32,9 +31,7 @@ class StreamedBatches(ActivationBatches):
         self.model, self.site = model_folder.name, site
         self._where = str(model_folder)
         self._model = load_model(model_folder)
-        if site not in self._model.sites:
-            raise StudyError(f"{model_folder}: has no site {site!r}; it has {', '.join(self._model.sites)}")
-        self.d_in = torch.Size(self._model.sites[site]).numel()
+        self.d_in = torch.Size(row_shape(self._model, self._where, site)).numel()
         self._sample = read_sample(tokens_folder, "train", settings.sequences, settings.sample_seed)
         self.n_rows = self._sample.n_rows
         self._batch_size, self._dtype = settings.batch_size, ENCODINGS[settings.dtype].torch

@@ -11,7 +11,6 @@ from functools import partial
 import torch
 
 from universality.circuits.induction import InductionTask, measure
-from universality.models.families.mamba import decay_after, write_at
 from universality.models.language_model import LanguageModel
 
 OFFSETS = (-1, 0, 1, 2, 3, 4)
@@ -19,21 +18,21 @@ OFFSETS = (-1, 0, 1, 2, 3, 4)
 
 def profile(model: LanguageModel, task: InductionTask, corruption: str) -> Iterator[tuple[int, int, torch.Tensor]]:
     """(layer, offset, patched minus clean metrics [S, metrics]) for every layer and offset."""
-    sites = [f"mamba.{layer}.{kind}" for layer in range(model.n_layers) for kind in ("ssm_in", "delta", "B")]
+    sites = [f"mamba.{layer}.{kind}" for layer in range(model.n_layers) for kind in ("ssm_in", "delta", "B", "C")]
     clean = model.run(task.clean, capture=sites)
     corrupted = model.run(task.corrupted[corruption], capture=sites)
     clean_metrics = measure(clean.logits, task)
     for layer in range(model.n_layers):
-        A = -torch.exp(model.family.blocks(model.hf)[layer].mixer.A_log)
+        exchange = _exchange(model, layer, clean.captured, corrupted.captured)
         for offset in OFFSETS:
-            position = task.position_B + offset
-            before, after = (_write(run.captured, layer, position) for run in (clean, corrupted))
-            left = decay_after(clean.captured[f"mamba.{layer}.delta"], A, position)
-            edit = partial(torch.add, left * (after - before))
-            patched = model.run(task.clean, edits={f"mamba.{layer}.last_state": edit})
+            edit = partial(torch.add, exchange[torch.arange(len(exchange)), task.position_B + offset])
+            patched = model.run(task.clean, edits={f"mamba.{layer}.state@-1": edit})
             yield layer, offset, measure(patched.logits, task) - clean_metrics
 
 
-def _write(captured: dict[str, torch.Tensor], layer: int, position: torch.Tensor) -> torch.Tensor:
-    u, delta, B = (captured[f"mamba.{layer}.{kind}"] for kind in ("ssm_in", "delta", "B"))
-    return write_at(u, delta, B, position)
+def _exchange(model: LanguageModel, layer: int, clean: dict, corrupted: dict) -> torch.Tensor:
+    """How the last state changes if a position writes what it writes in the corrupted run: [S, L, *state]."""
+    assert model.family.recurrence is not None
+    before, after = (model.family.recurrence(model.blocks[layer], layer, run) for run in (clean, corrupted))
+    last = torch.full((before.u.shape[0],), before.length - 1)
+    return before.decay(last) * (after.write() - before.write())

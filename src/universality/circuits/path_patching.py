@@ -9,11 +9,12 @@ To measure a path sender -> receiver -> logits on a clean and a corrupted sequen
 
 Beside this direct path, `total` patches the sender alone and lets everything after it recompute.
 
-Receivers are heads (their queries, keys and values) and Mamba's convolution inputs (mamba.L.conv_in, from which the
-state is written; the gate is left at its clean value).
+Receivers are heads (their queries, keys and values), Mamba's convolution inputs (mamba.L.conv_in, from which the
+state is written; the gate is left at its clean value) and RWKV's keys and values.
 
-Senders are heads (attn.L.z, one head) for attention, and for Mamba the state that the last position reads
-(mamba.L.last_state), the state-space output at every position (mamba.L.y) and the whole mixer (mamba.L.out).
+Senders are heads (attn.L.z, one head) for attention; for Mamba the state that the last position reads
+(mamba.L.state@-1), the state-space output at every position (mamba.L.y) and the whole mixer (mamba.L.out); for RWKV the
+outputs of both its mixes. A hybrid has the senders of both its kinds.
 """
 
 from collections.abc import Iterator
@@ -38,28 +39,44 @@ class Component(NamedTuple):
 
     @property
     def name(self) -> str:
-        kind = self.site.split(".")[2]
-        return f"L{self.layer}H{self.head}" if self.head is not None else f"L{self.layer} {kind}"
+        module, _, kind = self.site.split("@")[0].split(".")
+        if self.head is not None:
+            return f"L{self.layer}H{self.head}"
+        return f"L{self.layer} {kind if module != 'mlp' else 'mlp'}"
 
 
 def senders(model: LanguageModel) -> list[Component]:
-    if model.family.name == "mamba":
-        return [
-            Component(f"mamba.{layer}.{kind}") for kind in ("last_state", "y", "out") for layer in range(model.n_layers)
-        ]
-    n_heads = model.sites["attn.0.z"][0]
-    return [Component(f"attn.{layer}.z", head) for layer in range(model.n_layers) for head in range(n_heads)]
+    found: list[Component] = []
+    layers = range(model.n_layers)
+    for mixer in model.family.mixers:
+        module, kind = mixer.split(".")
+        if mixer == "attn.z":
+            found += [Component(f"attn.{layer}.z", head) for layer in layers for head in range(_heads(model, "z"))]
+        else:
+            kinds = ("state@-1", "y", kind) if module == "mamba" else (kind,)
+            found += [Component(f"{module}.{layer}.{kind}") for kind in kinds for layer in layers]
+    return found
+
+
+def _heads(model: LanguageModel, site: str) -> int:
+    heads = model.sites[f"attn.0.{site}"][2]
+    assert isinstance(heads, int)
+    return heads
 
 
 def mixing_sites(model: LanguageModel) -> list[str]:
     """The sites that are frozen on a direct path: all through which one position reaches another."""
-    site = "mamba.{}.out" if model.family.name == "mamba" else "attn.{}.z"
-    return [site.format(layer) for layer in range(model.n_layers)]
+    return [site for layer in range(model.n_layers) for site in model.family.in_layer(model.family.mixers, layer)]
 
 
-def receiver_input(component: Component) -> Component:
-    """Where a receiver takes in what senders wrote: a head's projections; a mixer's convolution input is one itself."""
-    return component if component.head is None else Component(f"attn.{component.layer}.qkv", component.head)
+def receiver_inputs(model: LanguageModel, receiver: Component) -> list[Component]:
+    """Where a receiver takes in what senders wrote. Heads that share keys and values have them changed together."""
+    module, layer, _ = receiver.site.split(".")
+    if receiver.head is not None:
+        shared = receiver.head * _heads(model, "k") // _heads(model, "q")
+        heads = {"q": receiver.head, "k": shared, "v": shared}
+        return [Component(f"attn.{layer}.{site}", head) for site, head in heads.items()]
+    return [Component(f"rwkv.{layer}.{site}") for site in ("k", "v")] if module == "rwkv" else [receiver]
 
 
 def replace(component: Component, value: torch.Tensor) -> Edit:
@@ -107,12 +124,13 @@ class PatchingBatch:
 
     def to_receiver(self, receiver: Component) -> Iterator[Effect]:
         """Every sender of an earlier layer, through the receiver's input, to the logits."""
-        entry = receiver_input(receiver)
+        entries = receiver_inputs(self.model, receiver)
         for sender in self.components:
             if sender.layer >= receiver.layer:
                 continue
-            seen = self.model.run(self.task.clean, capture=[entry.site], edits=self._sender_alone(sender)).captured
-            run = self.model.run(self.task.clean, edits={entry.site: replace(entry, seen[entry.site])})
+            sites = [entry.site for entry in entries]
+            seen = self.model.run(self.task.clean, capture=sites, edits=self._sender_alone(sender)).captured
+            run = self.model.run(self.task.clean, edits={e.site: replace(e, seen[e.site]) for e in entries})
             yield self._effect(sender, receiver, "direct", run.logits)
 
     def _sender_alone(self, sender: Component) -> dict[str, Edit]:

@@ -14,7 +14,8 @@ from universality.circuits.path_patching import Component, PatchingBatch
 from universality.circuits.settings import CircuitsSettings
 from universality.corpus.tokens import read_tokens
 from universality.errors import StudyError
-from universality.models.language_model import LanguageModel, load_model
+from universality.models.language_model import LanguageModel
+from universality.models.loading import load_model
 from universality.runtime import log, progress
 from universality.storage import write_table
 
@@ -34,10 +35,12 @@ def induction_table(model_folder: Path, tokens_folder: Path, settings: CircuitsS
 
 
 def off_by_one_table(model_folder: Path, tokens_folder: Path, settings: CircuitsSettings, out: Path) -> None:
-    """The off-by-one profile of every layer. Raises StudyError if the model is not a Mamba."""
+    """The off-by-one profile of every layer. Raises StudyError if the model has no state-space layers."""
     model, task = _prepare(model_folder, tokens_folder, settings)
-    if model.family.name != "mamba":
-        raise StudyError(f"{model_folder}: the off-by-one profile needs a mamba model, this is {model.family.name}")
+    if model.family.recurrence is None:
+        raise StudyError(
+            f"{model_folder}: the off-by-one profile needs state-space layers; {model.family.name} has none"
+        )
     effects: dict[Row, list[torch.Tensor]] = defaultdict(list)
     for batch in progress(_batches(task, settings), "off-by-one batches"):
         with torch.inference_mode():
@@ -83,16 +86,18 @@ def _over_batches(
 
 def _strongest_receiver(effects: dict[Row, list[torch.Tensor]]) -> Component:
     """The head that moves logit_diff most on the direct path when B is replaced; for Mamba, the convolution input of
-    the layer whose state does.
+    the layer whose state does; for RWKV, the time mix that does.
     """
 
     def strength(row: Row) -> float:
         return abs(float(torch.cat(effects[row])[:, 0].mean()))
 
     direct = [row for row in effects if row[0] == "replace_B" and row[5] == "direct"]
-    candidates = [row for row in direct if row[3] is not None or row[1].endswith("last_state")]
-    _, _, layer, head, _, _ = max(candidates, key=strength)
-    return Component(f"attn.{layer}.z", head) if head is not None else Component(f"mamba.{layer}.conv_in")
+    within = [row for row in direct if row[3] is not None or row[1].endswith(" state")]
+    _, name, layer, head, _, _ = max(within or [row for row in direct if row[1].endswith(" out")], key=strength)
+    if head is not None:
+        return Component(f"attn.{layer}.z", head)
+    return Component(f"mamba.{layer}.conv_in" if name.endswith(" state") else f"rwkv.{layer}.out")
 
 
 def _write(

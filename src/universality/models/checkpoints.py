@@ -30,7 +30,7 @@ def import_model(name: str, model: FolderModel | HubModel, tokenizer_folder: Pat
     hf = _load(model, where)
     if hf.config.model_type != model.family:
         raise StudyError(f"{where}: is of family {hf.config.model_type}, the study says {model.family}")
-    n_layers = len(FAMILIES[model.family].blocks(hf))
+    n_layers = len(FAMILIES[model.family].block_list(hf))
     if n_layers != model.n_layers:
         raise StudyError(f"{where}: has {n_layers} layers, the study says n_layers={model.n_layers}")
     if hf.config.hidden_size != model.d_model:

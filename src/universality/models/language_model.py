@@ -1,87 +1,168 @@
 """One interface to language models of every family: named sites that a run can read and edit."""
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import NamedTuple
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from universality.errors import StudyError
 from universality.models.families.base import Family
+from universality.models.families.falcon_h1 import FALCON_H1
+from universality.models.families.gpt2 import GPT2
 from universality.models.families.gpt_neox import GPT_NEOX
+from universality.models.families.llama import LLAMA
 from universality.models.families.mamba import MAMBA
-from universality.models.taps import Edit, Taps
+from universality.models.families.mamba2 import MAMBA2
+from universality.models.families.rwkv import RWKV
+from universality.models.padding import first_positions, position_axes, roll_rows
+from universality.models.taps import Edit, Shape, Taps, position_of, template
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (GPT_NEOX, MAMBA)}
+FAMILIES: dict[str, Family] = {f.name: f for f in (GPT_NEOX, GPT2, LLAMA, MAMBA, MAMBA2, RWKV, FALCON_H1)}
 
 
 class Run(NamedTuple):
-    """`logits` [B, L, V]; `captured`: site -> value."""
+    """`logits` [B, L, V], None if not asked for; `captured`: site -> value."""
 
     logits: torch.Tensor
     captured: dict[str, torch.Tensor]
 
 
 class LanguageModel:
-    """A model of transformers with taps on its residual stream and on its family's inner sites."""
+    """A causal model of transformers, its blocks run by its family's forward with every named value tapped."""
 
     def __init__(self, hf: nn.Module):
+        """Takes the model over: its blocks and attention are routed through taps for good."""
         name = hf.config.model_type
         if name not in FAMILIES:
             raise StudyError(f"model family {name!r} is unknown; allowed: {', '.join(FAMILIES)}")
         self.hf = hf
         self.family = FAMILIES[name]
+        self.product_error = 0.0
+        """What rounding the matrix products has changed the logits by, as a share of their norm."""
         self._taps = Taps()
-        blocks = self.family.blocks(hf)
-        self.n_layers = len(blocks)
-        self.d_model = hf.config.hidden_size
-        # Hook the blocks themselves: transformers' `hidden_states` is shifted for Mamba and normalised at the end.
-        for index, block in enumerate(blocks):
-            block.register_forward_pre_hook(self._entering(f"resid_pre.{index}"))
-            block.register_forward_hook(self._leaving(f"resid_post.{index}"))
-        self.family.attach(hf, self._taps)
+        self.blocks = self.family.block_list(hf)
+        self.n_layers = len(self.blocks)
+        self.d_model: int = hf.config.hidden_size
+        self._stack = hf.get_submodule(self.family.stack)
+        self.family.prepare(hf)
+        # The blocks themselves are tapped: transformers' `hidden_states` is shifted for Mamba, normalised at the end.
+        for layer, block in enumerate(self.blocks):
+            self.family.attach(block, layer, self._taps)
+            names = list(inspect.signature(block.forward).parameters)
+            block.forward = partial(self._block_forward, block, layer, names)  # type: ignore[method-assign, assignment]
+        for site, module in (("embed", self.family.embedding), ("final_norm", self.family.final_norm)):
+            self._stack.get_submodule(module).register_forward_hook(self._tapping(site))
 
-    def _entering(self, site: str):
-        return lambda module, args: (self._taps(site, args[0]), *args[1:])
+    def _block_forward(self, block: nn.Module, layer: int, names: list[str], *values: Any, **keywords: Any) -> Any:
+        arguments = dict(zip(names, values, strict=False)) | keywords  # some models pass some of them by position
+        hidden = self._taps(f"resid_pre.{layer}", arguments.pop(names[0]))
+        hidden = self.family.forward(block, hidden, self._taps, layer, arguments)
+        return self.family.output(self._taps(f"resid_post.{layer}", hidden))
 
-    def _leaving(self, site: str):
+    def _tapping(self, site: str) -> Callable:
         return lambda module, args, out: self._taps(site, out)
 
-    @property
-    def sites(self) -> dict[str, tuple[int, ...]]:
-        """Every site that can be read and edited, with its shape after batch and position."""
-        stream = {f"{s}.{i}": (self.d_model,) for s in ("resid_pre", "resid_post") for i in range(self.n_layers)}
-        return stream | self.family.sites(self.hf.config)
+    @cached_property
+    def sites(self) -> dict[str, Shape]:
+        """Every site that can be read and edited, with its shape; "B" and "L" are those of the tokens.
 
-    def run(self, tokens: torch.Tensor, capture: Iterable[str] = (), edits: Mapping[str, Edit] | None = None) -> Run:
+        A site whose name ends in @P is asked for with a position in place of P: mamba.0.state@-1.
+        """
+        stream: Shape = ("B", "L", self.d_model)
+        sites: dict[str, Shape] = {"embed": stream}
+        for layer in range(self.n_layers):
+            sites |= {f"resid_{point}.{layer}": stream for point in ("pre", "mid", "post")}
+            sites |= self.family.sites(self.hf.config, layer)
+        return sites | {"final_norm": stream}
+
+    def run(
+        self,
+        tokens: torch.Tensor,
+        capture: Iterable[str] = (),
+        edits: Mapping[str, Edit] | None = None,
+        mask: torch.Tensor | None = None,
+        logits: bool = True,
+    ) -> Run:
         """Logits and captured values for `tokens` [B, L]. An edit maps a site's value to the one to go on with.
 
-        Raises StudyError for a site that the model does not have.
+        `mask` [B, L] is true at real tokens where some are padding, on either side; values at padding mean nothing.
+        Without `logits` the unembedding is not computed. Raises StudyError for a site or a position that the model does
+        not have, more positions than it can tell apart, a mask with holes, and edits or single positions with padding
+        on the left.
         """
         taps = self._taps
         taps.capture, taps.edits, taps.captured = frozenset(capture), dict(edits or {}), {}
-        unknown = [site for site in (*taps.capture, *taps.edits) if site not in self.sites]
-        if unknown:
-            raise StudyError(f"{self.family.name} has no site {unknown[0]!r}; it has {', '.join(self.sites)}")
+        taps.length = tokens.shape[1]
         try:
-            logits = self.hf(tokens, use_cache=False).logits
-            return Run(logits, taps.captured)
+            self._check(tokens.shape[1])
+            first = None if mask is None else first_positions(mask)
+            if first is not None and not first.any():
+                first = None
+            if first is not None:
+                self._check_left_padding()
+                tokens = roll_rows(tokens, first, [1])
+            if mask is not None:  # whatever stands at padding is to be a token
+                tokens = tokens.clamp(0, self.hf.config.vocab_size - 1)
+            out = (self.hf if logits else self._stack)(tokens, use_cache=False)
+            scores, captured = out.logits if logits else None, taps.captured
         finally:
-            taps.capture, taps.edits, taps.captured = frozenset(), {}, {}
+            taps.reset()
+        if first is not None:
+            scores = None if scores is None else roll_rows(scores, -first, [1])
+            captured = {s: roll_rows(v, -first, position_axes(self.sites[s])) for s, v in captured.items()}
+        return Run(scores, captured)  # type: ignore[arg-type]
+
+    def _check(self, length: int) -> None:
+        for site in (*self._taps.capture, *self._taps.edits):
+            if template(site) not in self.sites:
+                raise StudyError(f"{self.family.name} has no site {site!r}; it has {', '.join(self.sites)}")
+            try:
+                position = position_of(site)
+            except ValueError:
+                position = length
+            if position is not None and not -length <= position < length:
+                raise StudyError(f"site {site!r}: no such position in a sequence of {length} tokens")
+        limit = self.family.max_positions(self.hf.config)
+        if limit is not None and length > limit:
+            raise StudyError(f"{self.family.name}: {length} tokens are more than the {limit} positions it was made for")
+
+    def _check_left_padding(self) -> None:
+        single = [site for site in self._taps.capture if "@" in site]
+        if self._taps.edits or single:
+            site = single[0] if single else next(iter(self._taps.edits))
+            raise StudyError(f"site {site!r}: edits and single positions need padding on the right, not on the left")
+
+    def token_losses(
+        self, tokens: torch.Tensor, edits: Mapping[str, Edit] | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Cross entropy in nats of each token given those before it [B, L - 1]; 0 where either is padding."""
+        logits = self.run(tokens, edits=edits, mask=mask).logits[:, :-1]
+        targets = tokens[:, 1:]
+        if mask is None:
+            return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+        real = mask[:, 1:].bool() & mask[:, :-1].bool()
+        targets = targets.masked_fill(~real, -100)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+
+    def loss(
+        self, tokens: torch.Tensor, edits: Mapping[str, Edit] | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Mean cross entropy in nats a predicted token, a scalar."""
+        losses = self.token_losses(tokens, edits, mask)
+        if mask is None:
+            return losses.mean()
+        return losses.sum() / (mask[:, 1:].bool() & mask[:, :-1].bool()).sum()
+
+    def spliced_loss(self, tokens: torch.Tensor, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The loss with each site's value replaced by the given one, an SAE's reconstruction say."""
+        return self.loss(tokens, edits={site: partial(_replacing, value) for site, value in values.items()})
 
 
-def load_model(folder: Path) -> LanguageModel:
-    """A model from a folder in transformers' format with safetensors weights, in float32, ready to evaluate.
-
-    Raises StudyError naming the folder if it cannot be read. No code from the folder is run.
-    """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        hf = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, local_files_only=True
-        )
-    except Exception as error:  # the library raises many kinds, each with pages of text
-        raise StudyError(f"{folder}: not a readable model folder: {' '.join(str(error).split())[:200]}") from None
-    return LanguageModel(hf.eval().requires_grad_(False))
+def _replacing(value: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
+    if value.shape != current.shape:
+        raise StudyError(f"a value of shape {tuple(value.shape)} cannot replace one of {tuple(current.shape)}")
+    return value.to(current.dtype)

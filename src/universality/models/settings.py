@@ -6,9 +6,11 @@ from pydantic import Field, model_validator
 
 from universality.settings import Fraction, Name, Positive, Seed, Settings
 
+STATE_SPACE_FAMILIES = ("mamba", "mamba2", "falcon_h1")
+
 
 class _Model(Settings):
-    family: Literal["gpt_neox", "mamba"]
+    family: Literal["gpt_neox", "gpt2", "llama", "mamba", "mamba2", "rwkv", "falcon_h1"]
     n_layers: Positive
     """For loaded models checked against their config; named so that the workflow is known before anything is loaded."""
     d_model: Positive
@@ -39,17 +41,23 @@ class TrainedModel(_Model):
     seed: Seed
     """Draws the initial weights and every batch."""
     n_heads: Positive = 4
-    """Attention heads (gpt_neox)."""
+    """Heads of attention and of Mamba-2 (all but mamba and rwkv)."""
+    n_kv_heads: Positive | None = None
+    """Key and value heads (llama, falcon_h1); as many as n_heads if left out."""
     d_state: Positive = 16
-    """State size N (mamba)."""
+    """State size N (mamba, mamba2, falcon_h1)."""
     steps: Positive
     batch_size: Annotated[int, Field(ge=2)]
     learning_rate: Annotated[float, Field(gt=0)]
 
     @model_validator(mode="after")
     def _heads_divide_width(self):
-        if self.family == "gpt_neox" and self.d_model % (2 * self.n_heads):
+        if self.family not in ("mamba", "rwkv") and self.d_model % (2 * self.n_heads):
             raise ValueError(f"d_model={self.d_model} must be a multiple of 2 * n_heads={2 * self.n_heads}")
+        if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
+        if self.family == "rwkv" and self.n_layers < 2:
+            raise ValueError(f"n_layers={self.n_layers}: rwkv needs at least 2")
         return self
 
 

@@ -1,6 +1,8 @@
 """Taps: the named places ("sites") of a running model where values are read and replaced.
 
-A family's code passes every value that has a name through `taps(site, value)` and goes on with what comes back.
+A family's code passes every value that has a name through `taps(site, value)` and goes on with what comes back. Sites
+whose value belongs to one position of the sequence, such as the state of a recurrence, are named with it:
+`mamba.3.state@17`, counted from 0, or from the end if negative.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,15 +10,21 @@ from collections.abc import Callable, Mapping
 import torch
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
+Shape = tuple[int | str, ...]
+"""A site's shape; "B" is the batch, "L" the length of the sequence, "P" a position and all before it."""
 
 
 class Taps:
     """Idle unless a run has set what to capture and what to edit."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.capture: frozenset[str] = frozenset()
         self.edits: Mapping[str, Edit] = {}
         self.captured: dict[str, torch.Tensor] = {}
+        self.length = 0
 
     def __call__(self, site: str, value: torch.Tensor) -> torch.Tensor:
         """The value to go on with: edited if an edit is set for the site; captured as edited."""
@@ -27,5 +35,30 @@ class Taps:
             self.captured[site] = value
         return value
 
-    def wanted(self, site: str) -> bool:
-        return site in self.capture or site in self.edits
+    def wanted(self, *sites: str) -> bool:
+        return any(site in self.capture or site in self.edits for site in sites)
+
+    def wanted_below(self, prefix: str, except_for: str = "") -> bool:
+        """Is any site wanted, but for one, whose name begins so?"""
+        return any(site.startswith(prefix) and site != except_for for site in (*self.capture, *self.edits))
+
+    def positions(self, *names: str) -> dict[int, list[str]]:
+        """Positions at which one of `names` is wanted, in order, each with the wanted sites that mean it."""
+        found: dict[int, list[str]] = {}
+        for site in sorted({*self.capture, *self.edits}):
+            name, _, position = site.partition("@")
+            if name in names:
+                found.setdefault(int(position) % self.length, []).append(site)
+        return dict(sorted(found.items()))
+
+
+def template(site: str) -> str:
+    """The name under which a site is listed: its position, if it has one, written as P."""
+    name, at, _ = site.partition("@")
+    return name + "@P" if at else name
+
+
+def position_of(site: str) -> int | None:
+    """The position in a site's name, None if it names none. Raises ValueError if it is not an integer."""
+    _, at, position = site.partition("@")
+    return int(position) if at else None

@@ -125,8 +125,7 @@ def _effect_bars(axis, rows: pd.DataFrame, colour: str, label: str, shift: float
     low, high = rows.logit_diff - rows.logit_diff_low, rows.logit_diff_high - rows.logit_diff
     error = np.maximum(np.array([low, high], dtype=float), 0)
     axis.bar(place + shift, rows.logit_diff, 0.4, yerr=error, color=colour, label=label, error_kw={"linewidth": 0.8})
-    names = [str(s).replace(" last_state", " state") for s in rows.sender]
-    axis.set_xticks(place, names, rotation=90, fontsize=7)
+    axis.set_xticks(place, rows.sender, rotation=90, fontsize=7)
 
 
 def off_by_one_profiles(results: Results) -> str:

@@ -115,7 +115,7 @@ def _induction_metrics(table: pd.DataFrame) -> dict:
 
 
 def _kind(sender: str) -> str:
-    """What kind of sender "L2H0", "L1 y" or "L1 last_state" is; kinds contain each other, so each has its strongest."""
+    """What kind of sender "L2H0", "L1 y" or "L1 state" is; kinds contain each other, so each has its strongest."""
     return sender.split(" ")[1] if " " in sender else "head"
 
 

@@ -19,6 +19,9 @@ from universality.saes.settings import TopKSettings
 _PRETRAINED_VOCABULARY = 50_304  # tokens of a tokenizer that is not trained here
 _RELU_L0 = 64  # features a token that an SAE without a fixed number is taken to have
 _CODE_BYTES = 12  # token, feature, value
+# A block's weights in units of d_model^2, in a model of the family's usual proportions.
+_BLOCK = {"gpt_neox": 12, "gpt2": 12, "llama": 16, "rwkv": 13, "mamba": 6, "mamba2": 6, "falcon_h1": 16}
+_TIED = ("gpt2", "mamba", "mamba2")  # families whose embedding is the unembedding too
 _DTYPE_BYTES = {"bf16": 2, "fp32": 4}
 _MEASURED = 0.2  # seconds of matrix products
 
@@ -43,10 +46,10 @@ def _vocabulary(study: Study) -> int:
 
 
 def _weights(study: Study, model: AnyModel) -> tuple[float, float]:
-    """(parameters, parameters that one token is multiplied with): blocks 12 d^2 or 6 d^2 each, and the embeddings."""
-    blocks = model.n_layers * (12 if model.family == "gpt_neox" else 6) * model.d_model**2
+    """(parameters, parameters that one token is multiplied with): the blocks', and the embeddings'."""
+    blocks = model.n_layers * _BLOCK[model.family] * model.d_model**2
     embedding = _vocabulary(study) * model.d_model
-    return blocks + embedding * (2 if model.family == "gpt_neox" else 1), blocks + embedding
+    return blocks + embedding * (1 if model.family in _TIED else 2), blocks + embedding
 
 
 def _forward(study: Study, model: AnyModel, tokens: float) -> float:

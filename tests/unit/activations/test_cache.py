@@ -1,11 +1,12 @@
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 
 from tests.conftest import LENGTH, tiny_model
-from universality.activations.cache import cache_shard
+from universality.activations.cache import cache_shard, kept_values, row_shape
 from universality.activations.sample import read_sample
 from universality.activations.settings import ShardSettings
 from universality.activations.sites import neuron_sites, residual_site, site_width
@@ -45,9 +46,9 @@ def shards(folder, family, site="resid_post.0", part="a"):
 def test_sites_known_by_name_are_those_of_the_families(family):
     model = tiny_model(family, vocab_size=300)
     for layer in range(model.n_layers):
-        assert neuron_sites(family, layer) == list(model.family.neuron_sites(layer))
+        assert neuron_sites(family, layer) == model.family.in_layer(model.family.neurons, layer)
         for site in [residual_site(layer), *neuron_sites(family, layer)]:
-            assert model.sites[site] == (site_width(family, site, model.d_model),)
+            assert math.prod(row_shape(model, family, site)) == site_width(family, site, model.d_model)
 
 
 def test_cached_values_are_what_the_model_computes(corpus, folder, family):
@@ -102,7 +103,8 @@ def test_one_job_or_many_the_rows_are_the_same(corpus, folder, tmp_path, family)
 
 
 def test_the_same_job_writes_the_same_bytes(corpus, folder, tmp_path):
-    cache_shard(folder / "mamba", ["resid_post.1"], corpus / "tokens", "evaluation", 1, settings(), tmp_path / "again")
+    model, sites, out = folder / "mamba", sites_of("mamba"), tmp_path / "again"
+    cache_shard(model, sites, corpus / "tokens", "evaluation", 1, settings(), out)
     again = tmp_path / "again" / "resid_post.1" / "evaluation" / "shard_1"
     for path in shards(folder, "mamba", "resid_post.1")[1].iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes()
@@ -141,10 +143,12 @@ def test_shards_of_other_tokens_are_not_joined(folder):
 
 
 def test_values_that_are_not_finite_are_refused_and_nothing_is_left(corpus, tmp_path):
+    """Beyond a few tokens, on which models are checked when they are loaded."""
     model = tiny_model("gpt_neox", vocab_size=300)
-    model.hf.gpt_neox.layers[1].mlp.dense_4h_to_h.bias[0] = float("nan")
+    tokens = read_sample(corpus / "tokens", "train", 10, 3).tokens
+    model.hf.gpt_neox.embed_in.weight[int(tokens[-1, -1])] = 3e38
     model.hf.save_pretrained(tmp_path / "model")
-    with pytest.raises(StudyError, match=r"resid_post\.1 has values that are not finite"):
+    with pytest.raises(StudyError, match=r"resid_post\.0 has values that are not finite|logits are not finite"):
         cache_shard(
             tmp_path / "model", ["resid_post.0", "resid_post.1"], corpus / "tokens", "train", 0, settings(),
             tmp_path / "out",
@@ -152,6 +156,25 @@ def test_values_that_are_not_finite_are_refused_and_nothing_is_left(corpus, tmp_
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file() or "shard" in path.name] == []
 
 
+def test_kept_values_are_finite_however_large(tmp_path):
+    kept = np.array([[False, True, True]])
+    large = torch.full((1, 3, 2), 3e38)
+    assert torch.equal(kept_values("m", "s", large, kept, torch.float32), large[0, 1:])
+    for bad in (math.inf, -math.inf, math.nan):
+        value = torch.zeros(1, 3, 2)
+        value[0, 0] = bad  # of a token that is not kept
+        kept_values("m", "s", value, kept, torch.float32)
+        value[0, 2, 1] = bad
+        with pytest.raises(StudyError, match="m: s has values that are not finite"):
+            kept_values("m", "s", value, kept, torch.bfloat16)
+
+
+def test_a_site_without_a_value_for_each_token_is_refused(corpus, folder, tmp_path):
+    site = next(s for s, shape in tiny_model("mamba", vocab_size=300).sites.items() if shape[:2] != ("B", "L"))
+    with pytest.raises(StudyError, match=r"mamba: mamba\.0\.\S+ has shape .* not one value a token"):
+        cache_shard(folder / "mamba", [site], corpus / "tokens", "train", 0, settings(), tmp_path / "out")
+
+
 def test_a_site_that_the_model_lacks_is_named(corpus, folder, tmp_path):
-    with pytest.raises(StudyError, match=r"gpt_neox: has no site 'resid_post\.7'; it has resid_pre\.0"):
+    with pytest.raises(StudyError, match=r"gpt_neox: has no site 'resid_post\.7'; it has embed"):
         cache_shard(folder / "gpt_neox", ["resid_post.7"], corpus / "tokens", "train", 0, settings(), tmp_path / "out")

@@ -9,7 +9,7 @@ from universality.circuits.path_patching import Component, PatchingBatch, mixing
 from universality.circuits.settings import CircuitsSettings
 from universality.circuits.tables import induction_table, off_by_one_table
 from universality.errors import StudyError
-from universality.models.families.mamba import decay_after, write_at
+from universality.models.settings import STATE_SPACE_FAMILIES
 from universality.storage import read_table
 
 SETTINGS = CircuitsSettings(
@@ -60,17 +60,22 @@ def test_patching_a_sender_with_its_own_clean_value_changes_nothing(family, task
 
 
 def last_receiver(model) -> Component:
-    return Component("mamba.1.conv_in") if model.family.name == "mamba" else Component("attn.1.z", 1)
+    if "attn.1.z" in model.sites:
+        return Component("attn.1.z", 1)
+    return Component("rwkv.1.out") if "rwkv.1.out" in model.sites else Component("mamba.1.conv_in")
 
 
 def test_in_the_last_layer_direct_and_total_paths_are_one(family, task):
     effects = list(PatchingBatch(tiny_model(family), task, "replace_B").to_logits())
-    for sender in {e.sender for e in effects if e.sender.layer == 1}:
+    last = {e.sender for e in effects if e.sender.layer == 1}
+    if family == "rwkv":  # its channel mix looks one token back, so it mixes positions after the time mix has
+        last = {sender for sender in last if sender.site.startswith("mlp")}
+    for sender in last:
         direct, total = (
             next(e.values for e in effects if e.sender == sender and e.path == p) for p in ("direct", "total")
         )
         torch.testing.assert_close(direct, total, rtol=1e-4, atol=1e-4)
-        assert direct.abs().max() > 1e-4
+        assert direct.abs().max() > 1e-5
 
 
 def test_all_mixers_corrupted_at_once_are_the_corrupted_run(family, task):
@@ -101,7 +106,7 @@ def planted_mamba_model():
     for layer, block in enumerate(model.hf.backbone.layers):
         block.mixer.conv1d.weight[..., :-1] = 0
         block.mixer.out_proj.weight.mul_(0 if layer == 0 else 30)
-    return model, "L1 last_state"
+    return model, "L1 state"
 
 
 @pytest.mark.parametrize("plant", [planted_attention_model, planted_mamba_model])
@@ -114,18 +119,6 @@ def test_a_planted_circuit_is_found(plant, task):
     for name, values in effects.items():
         if not name.startswith("L1") or (name.startswith("L1H") and name != planted):
             assert values.abs().max() < 1e-5, name
-
-
-def test_writes_sum_to_the_state_they_were_written_into():
-    model = tiny_model("mamba")
-    tokens = torch.randint(0, 50, (3, LENGTH), generator=torch.Generator().manual_seed(0))
-    for layer in range(2):
-        sites = [f"mamba.{layer}.{kind}" for kind in ("ssm_in", "delta", "B", "last_state")]
-        u, delta, B, last = (model.run(tokens, capture=sites).captured[site] for site in sites)
-        A = -torch.exp(model.hf.backbone.layers[layer].mixer.A_log)
-        places = [torch.full((3,), p) for p in range(LENGTH)]
-        total = sum(decay_after(delta, A, p) * write_at(u, delta, B, p) for p in places)
-        torch.testing.assert_close(total, last, rtol=1e-4, atol=1e-5)
 
 
 def test_the_profile_of_convolutions_that_see_one_token_is_at_offset_zero(task):
@@ -162,12 +155,12 @@ def test_tables_have_a_row_an_effect_and_intervals_around_it(corpus, tmp_path, f
     for metric in ("logit_diff", "log_prob", "logit"):
         assert (table[f"{metric}_low"] <= table[metric] + 1e-9).all()
         assert (table[metric] <= table[f"{metric}_high"] + 1e-9).all()
-    if family == "mamba":
+    if family in STATE_SPACE_FAMILIES:
         off_by_one_table(tmp_path / family, corpus / "tokens", SETTINGS, tmp_path / "off.parquet")
         off = read_table(tmp_path / "off.parquet").to_pandas()
         assert sorted(zip(off.layer, off.offset, strict=True)) == [(n, o) for n in (0, 1) for o in OFFSETS]
     else:
-        with pytest.raises(StudyError, match="needs a mamba model, this is gpt_neox"):
+        with pytest.raises(StudyError, match=f"needs state-space layers; {family} has none"):
             off_by_one_table(tmp_path / family, corpus / "tokens", SETTINGS, tmp_path / "off.parquet")
 
 

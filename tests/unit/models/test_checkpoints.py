@@ -10,7 +10,7 @@ from tests.conftest import tiny_model
 from universality.corpus.tokenizer import load_tokenizer, train_bpe
 from universality.errors import StudyError
 from universality.models.checkpoints import import_model
-from universality.models.language_model import load_model
+from universality.models.loading import load_model
 from universality.models.settings import FolderModel, HubModel
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from universality.models.selective_scan import _exp_nonpositive, selective_scan, selective_scan_reference
+from universality.models.kernels.selective_scan import gated_scan, selective_scan, selective_scan_reference
 
 # (B, L, E, N): ones, sizes off every block and chunk boundary, and sizes on them
 SHAPES = [(1, 1, 1, 1), (2, 5, 3, 4), (1, 64, 64, 16), (3, 65, 65, 2), (2, 130, 70, 16), (1, 200, 129, 7)]
@@ -91,10 +91,24 @@ def test_two_halves_joined_by_the_state_are_the_whole():
     torch.testing.assert_close(end, last)
 
 
-def test_fast_exponential_is_accurate_to_single_precision():
-    x = -np.geomspace(1e-8, 87, 20001).astype(np.float32)
-    ours = np.array([_exp_nonpositive(v) for v in x], dtype=np.float64)
-    expected = np.exp(x.astype(np.float64))
-    # float32 spacing of the argument alone costs |x| * 6e-8 near the far end
-    assert np.max(np.abs(ours / expected - 1) / (3e-7 + 1.2e-7 * np.abs(x))) < 1
-    assert _exp_nonpositive(np.float32(-1e30)) < 1e-37
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_scan_with_its_surroundings_equals_the_parts(shape):
+    """softplus before and the gate after; bfloat16 inputs count as the same values in float32."""
+    u, _, A, B, C, D, _ = (None if v is None else v.detach() for v in inputs(shape))
+    n_batch, n_pos, n_chan, _ = shape
+    step, bias = torch.randn(n_batch, n_pos, n_chan), torch.randn(n_chan)
+    xz = torch.randn(n_batch, n_pos, 2 * n_chan)
+    delta = torch.nn.functional.softplus(step + bias)
+    y, _ = selective_scan_reference(u, delta, A, B, C, D)
+    expected = y * torch.nn.functional.silu(xz[..., n_chan:])
+    torch.testing.assert_close(gated_scan(u, step, bias, A, B, C, D, xz), expected, rtol=1e-4, atol=1e-4)
+    rounded = [v.bfloat16() for v in (u, step, xz)]
+    exact = gated_scan(rounded[0].float(), rounded[1].float(), bias, A, B, C, D, rounded[2].float())
+    ours = gated_scan(rounded[0], rounded[1], bias, A, B, C, D, rounded[2])
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, exact.bfloat16())
+
+
+def test_gradients_of_the_reference_are_those_of_finite_differences():
+    values = [v for v in inputs((2, 5, 3, 2), torch.float64) if v is not None]
+    assert torch.autograd.gradcheck(lambda *v: selective_scan_reference(*v)[0], values)

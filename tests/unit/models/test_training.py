@@ -8,7 +8,7 @@ from universality.errors import StudyError
 from universality.models import training as training_module
 from universality.models.batches import IGNORED, Batches
 from universality.models.induction import induction_score, repeated_sequences
-from universality.models.language_model import load_model
+from universality.models.loading import load_model
 from universality.models.settings import TrainingSettings
 from universality.models.training import train_model
 

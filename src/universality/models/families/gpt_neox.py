@@ -1,18 +1,17 @@
-"""GPT-NeoX (Black et al. 2022, arXiv 2204.06745; Pythia): attention and MLP in parallel on one residual stream.
+"""GPT-NeoX (Black et al. 2022, arXiv 2204.06745; Pythia): attention and MLP beside each other on the residual stream.
 
-Inner sites of layer L, shapes after [B, L]:
-    attn.L.qkv   [H, 3 * d_head]   projections of each head, before the rotation
-    attn.L.z     [H, d_head]       each head's mixed values, before the output projection
-    mlp.L.post   [d_mlp]           after the nonlinearity
+Inner sites of layer L: attn.L.{q, k, v, pattern, z} (see attention.py) and, shapes after [B, L],
+    attn.L.out   [D]      what attention adds to the residual stream
+    mlp.L.post   [d_mlp]  after the nonlinearity
+    mlp.L.out    [D]      what the MLP adds
+resid_mid is the stream with attention's part added. In a parallel block the MLP does not read it.
 """
 
-import torch
-from torch import nn
 from transformers import GPTNeoXConfig
 
+from universality.models.attention import attach_attention, attention_sites, use_tapped_attention
 from universality.models.families.base import Family
 from universality.models.settings import TrainedModel
-from universality.models.taps import Taps
 
 
 def _configure(model: TrainedModel, vocab_size: int, context: int, end_of_text: int) -> GPTNeoXConfig:
@@ -30,36 +29,38 @@ def _configure(model: TrainedModel, vocab_size: int, context: int, end_of_text: 
     )
 
 
-def _attach(model: nn.Module, taps: Taps) -> None:
-    n_heads = model.config.num_attention_heads
-    for index, block in enumerate(model.gpt_neox.layers):
-        _hook_heads(block, index, n_heads, taps)
-        block.mlp.act.register_forward_hook(lambda module, args, out, site=f"mlp.{index}.post": taps(site, out))
+def _attach(block, layer, taps):
+    attach_attention(block.attention, layer, taps)
+    block.mlp.act.register_forward_hook(lambda module, args, out: taps(f"mlp.{layer}.post", out))
 
 
-def _hook_heads(block: nn.Module, index: int, n_heads: int, taps: Taps) -> None:
-    def by_head(value: torch.Tensor, site: str) -> torch.Tensor:
-        return taps(site, value.unflatten(-1, (n_heads, -1))).flatten(-2)
+def _forward(block, hidden, taps, layer, arguments):
+    attended = block.attention(block.input_layernorm(hidden), **arguments)[0]
+    mid = taps(f"resid_mid.{layer}", hidden + taps(f"attn.{layer}.out", block.post_attention_dropout(attended)))
+    mlp_input = hidden if block.use_parallel_residual else mid
+    written = block.post_mlp_dropout(block.mlp(block.post_attention_layernorm(mlp_input)))
+    return mid + taps(f"mlp.{layer}.out", written)
 
-    block.attention.query_key_value.register_forward_hook(lambda module, args, out: by_head(out, f"attn.{index}.qkv"))
-    block.attention.dense.register_forward_pre_hook(lambda module, args: (by_head(args[0], f"attn.{index}.z"),))
 
-
-def _sites(config: GPTNeoXConfig) -> dict[str, tuple[int, ...]]:
-    heads, d_head = config.num_attention_heads, config.hidden_size // config.num_attention_heads
-    sites: dict[str, tuple[int, ...]] = {}
-    for index in range(config.num_hidden_layers):
-        sites[f"attn.{index}.qkv"] = (heads, 3 * d_head)
-        sites[f"attn.{index}.z"] = (heads, d_head)
-        sites[f"mlp.{index}.post"] = (config.intermediate_size,)
-    return sites
+def _sites(config, layer):
+    mlp = {
+        f"mlp.{layer}.post": ("B", "L", config.intermediate_size),
+        f"mlp.{layer}.out": ("B", "L", config.hidden_size),
+    }
+    return attention_sites(layer, config) | mlp
 
 
 GPT_NEOX = Family(
     name="gpt_neox",
     configure=_configure,
-    blocks=lambda model: model.gpt_neox.layers,
+    stack="gpt_neox",
+    blocks="layers",
+    embedding="embed_in",
+    final_norm="final_layer_norm",
+    forward=_forward,
+    prepare=use_tapped_attention,
     attach=_attach,
     sites=_sites,
-    neuron_sites=lambda layer: (f"mlp.{layer}.post",),
+    mixers=("attn.z",),
+    neurons=("mlp.post",),
 )

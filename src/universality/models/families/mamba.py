@@ -1,29 +1,30 @@
-"""Mamba (Gu & Dao 2023, arXiv 2312.00752), its mixer run through the fused kernels.
+"""Mamba (Gu & Dao 2023, arXiv 2312.00752), its mixer run by our own forward over transformers' weights.
 
-Inner sites of layer L, shapes after [B, L]; E is the inner width, N the state size:
-    mamba.L.conv_in      [E]       input of the short convolution
-    mamba.L.ssm_in       [E]       its output after SiLU: what the state-space model reads (u)
-    mamba.L.delta        [E]       step size after softplus
-    mamba.L.B, .C        [N]       input and output projections of the state
-    mamba.L.y            [E]       output of the state-space model with its skip D * u, before the gate
-    mamba.L.gate         [E]       silu(z)
-    mamba.L.out          [D]       what the block adds to the residual stream
-and, without a position:
-    mamba.L.last_state   [E, N]    the state that the last position reads; an edit changes y there
+Inner sites of layer L, shapes after [B, L]; E is the inner width, N the state size, K the taps of the convolution:
+    mamba.L.conv_in    [E]     input of the short convolution
+    mamba.L.conv_taps  [K, E]  what each tap adds; tap K - 1 reads the position itself, tap 0 the one K - 1 before
+    mamba.L.ssm_in     [E]     its output after SiLU: what the state-space model reads (u)
+    mamba.L.delta      [E]     step size after softplus
+    mamba.L.B, .C      [N]     input and output projections of the state
+    mamba.L.skip       [E]     D * u, which goes past the state
+    mamba.L.y          [E]     output of the state-space model with its skip, before the gate
+    mamba.L.gate       [E]     silu(z)
+    mamba.L.out        [D]     what the block adds to the residual stream
+and mamba.L.state@P [B, E, N], mamba.L.writes@P (see recurrences.py). resid_mid is resid_post: there is no MLP.
 """
-
-import types
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import MambaConfig
 
-from universality.models.causal_conv import causal_conv_silu
 from universality.models.families.base import Family
-from universality.models.selective_scan import selective_scan
+from universality.models.kernels.causal_conv import causal_conv_silu, causal_conv_silu_of, conv_taps
+from universality.models.kernels.norms import rms_norm
+from universality.models.kernels.selective_scan import gated_scan
+from universality.models.precision import project
+from universality.models.recurrences import SelectiveRecurrence, scan_with_taps
 from universality.models.settings import TrainedModel
-from universality.models.taps import Taps
+from universality.models.taps import Shape
 
 
 def _configure(model: TrainedModel, vocab_size: int, context: int, end_of_text: int) -> MambaConfig:
@@ -41,75 +42,111 @@ def _configure(model: TrainedModel, vocab_size: int, context: int, end_of_text: 
     )
 
 
-def mixer_forward(mixer: nn.Module, hidden: torch.Tensor, taps: Taps, index: int) -> torch.Tensor:
-    """transformers' MambaMixer.forward over a whole sequence [B, L, D] without a cache, with taps."""
-    rank, n_state = mixer.time_step_rank, mixer.ssm_state_size
-    name = f"mamba.{index}"
-    conv_in, z = mixer.in_proj(hidden).chunk(2, dim=-1)
-    conv_in = taps(f"{name}.conv_in", conv_in)
-    bias = mixer.conv1d.bias if mixer.use_conv_bias else conv_in.new_zeros(conv_in.shape[-1])
-    u = taps(f"{name}.ssm_in", causal_conv_silu(conv_in, mixer.conv1d.weight.squeeze(1), bias))
-    step, B, C = mixer.x_proj(u).split([rank, n_state, n_state], dim=-1)
+def _forward(block, hidden, taps, layer, arguments):
+    mixer, name = block.mixer, f"mamba.{layer}"
+    xz = project(mixer.in_proj, normed(block.norm, hidden, mixer.in_proj.weight.dtype))
+    gated = (
+        _fused(mixer, xz)
+        if without_gradients(xz) and not inner_wanted(taps, name)
+        else _tapped(mixer, xz.float(), taps, name)
+    )
+    written = taps(f"{name}.out", project(mixer.out_proj, gated).to(hidden.dtype))
+    return taps(f"resid_mid.{layer}", hidden + written)
+
+
+def normed(norm, x, dtype, group=0):
+    """RMS norm of x over groups of its last axis (0: all of it), as transformers' norms of Mamba's family."""
+    if without_gradients(x, norm.weight):
+        return rms_norm(x, norm.weight, norm.variance_epsilon, dtype, group)
+    grouped = x.unflatten(-1, (-1, group or x.shape[-1]))
+    return norm.weight * F.rms_norm(grouped, grouped.shape[-1:], eps=norm.variance_epsilon).flatten(-2)
+
+
+def without_gradients(*values):
+    """May kernels be used that have no backward pass? They are the CPU's."""
+    needed = torch.is_grad_enabled() and any(value.requires_grad for value in values)
+    return not needed and values[0].device.type == "cpu"
+
+
+def inner_wanted(taps, name) -> bool:
+    """Is anything wanted from within the mixer?"""
+    return taps.wanted_below(f"{name}.", except_for=f"{name}.out")
+
+
+def _fused(mixer, xz):
+    """y * gate, nothing in between named or kept."""
+    u = causal_conv_silu_of(xz, 0, mixer.conv1d.weight[:, 0], conv_bias(mixer.conv1d))
+    step, B, C = _projections(mixer, u)
+    step = F.linear(step, mixer.dt_proj.weight)
+    return gated_scan(u, step, mixer.dt_proj.bias, -torch.exp(mixer.A_log), B, C, mixer.D, xz)
+
+
+def _tapped(mixer, xz, taps, name):
+    """The same through the taps, in float32."""
+    conv_in, z = xz.chunk(2, dim=-1)
+    u = conv_with_taps(taps(f"{name}.conv_in", conv_in), mixer.conv1d, taps, name)
+    u = taps(f"{name}.ssm_in", u)
+    step, B, C = _projections(mixer, u)
     delta = taps(f"{name}.delta", F.softplus(mixer.dt_proj(step)))
     B, C = taps(f"{name}.B", B), taps(f"{name}.C", C)
-    y, last_state = selective_scan(u, delta, -torch.exp(mixer.A_log), B, C, mixer.D)
-    if taps.wanted(f"{name}.last_state"):
-        last_state = taps(f"{name}.last_state", last_state)
-        y = torch.cat([y[:, :-1], read_state(last_state, C[:, -1], mixer.D, u[:, -1])[:, None]], dim=1)
-    y = taps(f"{name}.y", y)
-    return taps(f"{name}.out", mixer.out_proj(y * taps(f"{name}.gate", F.silu(z))))
+    y = scan_with_taps(SelectiveRecurrence(u, delta, -torch.exp(mixer.A_log), B, C, mixer.D), name, taps)
+    y = taps(f"{name}.y", y + skip_change(mixer.D * u, taps, name))
+    return y * taps(f"{name}.gate", F.silu(z))
 
 
-def read_state(state: torch.Tensor, C: torch.Tensor, D: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """y [B, E] of one position from its state [B, E, N], C [B, N] and input u [B, E]."""
-    return torch.einsum("ben,bn->be", state, C) + D * u
+def _projections(mixer, u):
+    rank, n_state = mixer.time_step_rank, mixer.ssm_state_size
+    return project(mixer.x_proj, u).float().split([rank, n_state, n_state], dim=-1)
 
 
-def write_at(u: torch.Tensor, delta: torch.Tensor, B: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """What one position of each sequence writes into the state, w_p = (delta_p * u_p) (x) B_p: [B, E, N].
-
-    u, delta [B, L, E]; B [B, L, N]; `position` [B] is each sequence's p.
-    """
-    rows = torch.arange(len(u))
-    return (delta[rows, position] * u[rows, position])[..., None] * B[rows, position][:, None, :]
-
-
-def decay_after(delta: torch.Tensor, A: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """What is left of a write at `position` [B] in the last state, exp(A * sum_{t > p} delta_t): [B, E, N].
-
-    So the last state is the sum over p of decay_after(p) * write_at(p).
-    """
-    later = torch.arange(delta.shape[1])[None, :] > position[:, None]
-    return torch.exp((delta * later[..., None]).sum(1)[..., None] * A)
+def conv_with_taps(conv_in, conv1d, taps, name):
+    """silu(conv(x)), through the site of its taps if that is wanted."""
+    weight, bias = conv1d.weight[:, 0], conv_bias(conv1d)
+    if taps.wanted(f"{name}.conv_taps"):
+        return F.silu(taps(f"{name}.conv_taps", conv_taps(conv_in, weight)).sum(2) + bias)
+    return causal_conv_silu(conv_in, weight, bias)
 
 
-def _attach(model: nn.Module, taps: Taps) -> None:
-    for index, block in enumerate(model.backbone.layers):
-
-        def forward(self, hidden_states, cache_params=None, attention_mask=None, index=index, **kwargs):
-            if cache_params is not None or attention_mask is not None:
-                raise ValueError("whole unpadded sequences only: no cache, no attention mask")
-            return mixer_forward(self, hidden_states, taps, index)
-
-        block.mixer.forward = types.MethodType(forward, block.mixer)
+def skip_change(skip, taps, name):
+    """What an edit of the skip adds to y; the scan has added the skip itself."""
+    tapped = taps(f"{name}.skip", skip)
+    return 0.0 if tapped is skip else tapped - skip
 
 
-def _sites(config: MambaConfig) -> dict[str, tuple[int, ...]]:
-    inner, n_state = config.intermediate_size, config.state_size
-    sites: dict[str, tuple[int, ...]] = {}
-    for index in range(config.num_hidden_layers):
-        sites |= {f"mamba.{index}.{site}": (inner,) for site in ("conv_in", "ssm_in", "delta", "y", "gate")}
-        sites |= {f"mamba.{index}.{site}": (n_state,) for site in ("B", "C")}
-        sites[f"mamba.{index}.out"] = (config.hidden_size,)
-        sites[f"mamba.{index}.last_state"] = (inner, n_state)
-    return sites
+def conv_bias(conv1d):
+    """Zeros where there is none."""
+    return conv1d.bias if conv1d.bias is not None else conv1d.weight.new_zeros(conv1d.weight.shape[0])
+
+
+def recurrence_of(block, layer: int, captured: dict[str, torch.Tensor]) -> SelectiveRecurrence:
+    """The recurrence of a run that captured mamba.L.{ssm_in, delta, B, C}."""
+    u, delta, B, C = (captured[f"mamba.{layer}.{site}"] for site in ("ssm_in", "delta", "B", "C"))
+    return SelectiveRecurrence(u, delta, -torch.exp(block.mixer.A_log), B, C, block.mixer.D)
+
+
+def _sites(config, layer):
+    inner, n_state, name = config.intermediate_size, config.state_size, f"mamba.{layer}"
+    sites: dict[str, Shape] = {
+        f"{name}.{site}": ("B", "L", inner) for site in ("conv_in", "ssm_in", "delta", "skip", "y", "gate")
+    }
+    sites |= {f"{name}.{site}": ("B", "L", n_state) for site in ("B", "C")}
+    sites[f"{name}.conv_taps"] = ("B", "L", config.conv_kernel, inner)
+    sites[f"{name}.state@P"] = ("B", inner, n_state)
+    sites[f"{name}.writes@P"] = ("B", "P", inner, n_state)
+    return sites | {f"{name}.out": ("B", "L", config.hidden_size)}
 
 
 MAMBA = Family(
     name="mamba",
     configure=_configure,
-    blocks=lambda model: model.backbone.layers,
-    attach=_attach,
+    stack="backbone",
+    blocks="layers",
+    embedding="embeddings",
+    final_norm="norm_f",
+    forward=_forward,
     sites=_sites,
-    neuron_sites=lambda layer: (f"mamba.{layer}.ssm_in", f"mamba.{layer}.gate"),
+    mixers=("mamba.out",),
+    neurons=("mamba.ssm_in", "mamba.gate"),
+    float32_products=("dt_proj",),  # small, and what it rounds would go into an exponent
+    recurrence=recurrence_of,
 )

@@ -1,0 +1,27 @@
+"""Tensors as the kernels take them: contiguous float32 arrays, or uint16 arrays that hold the bits of bfloat16."""
+
+import numpy as np
+import torch
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's values as a contiguous float32 array, without a copy where it is one already."""
+    return np.ascontiguousarray(tensor.detach().to(torch.float32).numpy())
+
+
+def as_kernel_array(tensor: torch.Tensor) -> np.ndarray:
+    """Like `as_array`, but bfloat16 is handed over as it is: uint16, the same bits."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.detach().contiguous().view(torch.uint16).numpy()
+    return as_array(tensor)
+
+
+def empty_array(shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
+    """An array for a kernel to fill with values of `dtype`: float32, or bfloat16 as uint16."""
+    return np.empty(shape, dtype=np.uint16 if dtype == torch.bfloat16 else np.float32)
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """A kernel's array as a tensor of the same memory."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor

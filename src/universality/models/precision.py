@@ -1,0 +1,35 @@
+"""Matrix products in bfloat16, where the CPU has instructions for them; everything else stays in float32."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+
+def has_bf16_products() -> bool:
+    """Does this machine multiply bfloat16 matrices in hardware?"""
+    if torch.cuda.is_available():
+        return True
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def use_bf16_products(hf: nn.Module, keep: tuple[str, ...] = ()) -> None:
+    """Round the weights of all linear layers to bfloat16 and have them multiply in it; outputs are float32 again.
+
+    Layers whose name ends in one of `keep` stay as they are.
+    """
+    for name, module in hf.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and not name.endswith(keep or ("/",)):
+            module.weight = nn.Parameter(module.weight.detach().bfloat16(), requires_grad=False)
+            if module.bias is not None:
+                module.bias = nn.Parameter(module.bias.detach().bfloat16(), requires_grad=False)
+            module.forward = _in_bf16(module.forward)  # type: ignore[method-assign]
+
+
+def _in_bf16(forward):
+    return lambda x: forward(x.bfloat16()).to(torch.float32)
+
+
+def project(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """linear(x) in the dtype of its weight, not turned back into float32."""
+    return F.linear(x.to(linear.weight.dtype), linear.weight, linear.bias)

@@ -1,0 +1,132 @@
+"""The state of Mamba and Mamba-2 opened up: read and edited at any position, and as the sum of what was written to it.
+
+Sites of layer L, besides those of the family:
+    mamba.L.state@P    [B, *state]     the state after position P; an edit changes what P and all later positions read
+    mamba.L.writes@P   [B, P, *state]  what each position up to P wrote that is left in the state at P; the state is
+                                       their sum, and an edit changes it by the change of the sum
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+
+from universality.models.kernels.head_scan import chunked_scan
+from universality.models.kernels.selective_scan import selective_scan
+from universality.models.taps import Taps
+
+
+class Recurrence(Protocol):
+    """What both kinds of state-space layer have in common, over all positions of a run."""
+
+    @property
+    def length(self) -> int: ...
+
+    def scan(self, start: int, stop: int, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output of positions start to stop from the state before them (None: zeros), and the state after them."""
+        ...
+
+    def read(self, state: torch.Tensor, position: int) -> torch.Tensor:
+        """What `position` puts out when the state after it is `state`."""
+        ...
+
+    def write(self) -> torch.Tensor:
+        """What each position writes, not decayed: [B, L, *state]."""
+        ...
+
+    def decay(self, position: torch.Tensor) -> torch.Tensor:
+        """What is left of each position's write in the state after `position` [B]: [B, L, *state], 0 for later ones."""
+        ...
+
+
+class SelectiveRecurrence(NamedTuple):
+    """Mamba: u, delta [B, L, E]; A [E, N]; B, C [B, L, N]; D [E]; state [B, E, N]."""
+
+    u: torch.Tensor
+    delta: torch.Tensor
+    A: torch.Tensor
+    B: torch.Tensor
+    C: torch.Tensor
+    D: torch.Tensor
+
+    @property
+    def length(self) -> int:
+        return self.u.shape[1]
+
+    def scan(self, start, stop, state):
+        u, delta, B, C = (x[:, start:stop] for x in (self.u, self.delta, self.B, self.C))
+        return selective_scan(u, delta, self.A, B, C, self.D, state)
+
+    def read(self, state, position):
+        return torch.einsum("ben,bn->be", state, self.C[:, position]) + self.D * self.u[:, position]
+
+    def write(self):
+        return (self.delta * self.u)[..., None] * self.B[:, :, None, :]
+
+    def decay(self, position):
+        since, reached = _since(self.delta, position)
+        return torch.exp(since[..., None] * self.A) * reached[:, :, None, None]
+
+
+class HeadRecurrence(NamedTuple):
+    """Mamba-2: u [B, L, H, P]; delta [B, L, H]; A, D [H]; B, C [B, L, G, N]; state [B, H, P, N]."""
+
+    u: torch.Tensor
+    delta: torch.Tensor
+    A: torch.Tensor
+    B: torch.Tensor
+    C: torch.Tensor
+    D: torch.Tensor
+
+    @property
+    def length(self) -> int:
+        return self.u.shape[1]
+
+    def scan(self, start, stop, state):
+        u, delta, B, C = (x[:, start:stop] for x in (self.u, self.delta, self.B, self.C))
+        return chunked_scan(u, delta, self.A, B, C, self.D, state)
+
+    def read(self, state, position):
+        C = self.C[:, position].repeat_interleave(self.u.shape[2] // self.C.shape[2], 1)
+        return torch.einsum("bhpn,bhn->bhp", state, C) + self.D[:, None] * self.u[:, position]
+
+    def write(self):
+        B = self.B.repeat_interleave(self.u.shape[2] // self.B.shape[2], 2)
+        return (self.delta[..., None] * self.u)[..., None] * B[..., None, :]
+
+    def decay(self, position):
+        since, reached = _since(self.delta, position)
+        return (torch.exp(since * self.A) * reached[..., None])[..., None, None]
+
+
+def _since(delta: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of delta [B, L, ...] over the positions after each one up to `position` [B]; and which are not after it."""
+    place = torch.arange(delta.shape[1], device=delta.device)[None, :]
+    reached = place <= position[:, None]
+    inside = delta * reached.reshape(*reached.shape, *[1] * (delta.ndim - 2))
+    return inside.flip(1).cumsum(1).flip(1) - inside, reached
+
+
+def scan_with_taps(recurrence: Recurrence, name: str, taps: Taps) -> torch.Tensor:
+    """The output of all positions, its state tapped at the positions that a run asks for."""
+    start, state, parts = 0, None, []
+    for position, sites in taps.positions(f"{name}.state", f"{name}.writes").items():
+        part, state = recurrence.scan(start, position + 1, state)
+        tapped = state
+        for site in sorted(sites, reverse=True):  # writes before the state that they make up
+            tapped = _tap(recurrence, site, tapped, position, taps)
+        if tapped is not state:
+            part = torch.cat([part[:, :-1], recurrence.read(tapped, position)[:, None]], 1)
+        start, state = position + 1, tapped
+        parts.append(part)
+    if start < recurrence.length:
+        parts.append(recurrence.scan(start, recurrence.length, state)[0])
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def _tap(recurrence: Recurrence, site: str, state: torch.Tensor, position: int, taps: Taps) -> torch.Tensor:
+    if site.split("@")[0].endswith(".state"):
+        return taps(site, state)
+    at = torch.full((len(state),), position, device=state.device)
+    writes = (recurrence.write() * recurrence.decay(at))[:, : position + 1]
+    tapped = taps(site, writes)
+    return state if tapped is writes else state + (tapped - writes).sum(1)

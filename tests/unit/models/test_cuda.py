@@ -1,0 +1,65 @@
+"""Kernels on a GPU against the plain recurrences, and how fast they are; they say so where there is no GPU."""
+
+import time
+
+import pytest
+import torch
+
+from tests.conftest import LENGTH, tiny_model
+from universality.models.kernels.causal_conv import causal_conv_silu, causal_conv_silu_reference
+from universality.models.kernels.head_scan import chunked_scan, chunked_scan_reference
+from universality.models.kernels.selective_scan import selective_scan, selective_scan_reference
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+
+
+def on_gpu(*shapes):
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(*shape, generator=g).cuda() for shape in shapes]
+
+
+def test_selective_scan():
+    pytest.importorskip("mamba_ssm", reason="the gpu extra is not installed")
+    u, step, A, B, C, D = on_gpu((2, 130, 64), (2, 130, 64), (64, 16), (2, 130, 16), (2, 130, 16), (64,))
+    values = (u, torch.nn.functional.softplus(step), -A.exp(), B, C, D)
+    y, last = selective_scan(*values)
+    expected, states = selective_scan_reference(*values)
+    torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(last, states[:, -1], rtol=1e-3, atol=1e-3)
+    assert seconds(lambda: selective_scan(*values)) < seconds(lambda: selective_scan_reference(*values)) / 5
+
+
+def test_chunked_scan():
+    shapes = ((2, 130, 4, 64), (2, 130, 4), (4,), (2, 130, 1, 128), (2, 130, 1, 128), (4,))
+    x, step, A, B, C, D = on_gpu(*shapes)
+    values = (x, torch.nn.functional.softplus(step), -A.exp(), B, C, D)
+    y, last = chunked_scan(*values)
+    expected, states = chunked_scan_reference(*values)
+    torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(last, states[:, -1], rtol=2e-2, atol=2e-2)
+
+
+def test_causal_conv():
+    x, weight, bias = on_gpu((2, 130, 64), (64, 4), (64,))
+    expected = causal_conv_silu_reference(x, weight, bias)
+    torch.testing.assert_close(causal_conv_silu(x, weight, bias), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_model_computes_on_the_gpu_what_it_does_on_the_cpu(family):
+    model = tiny_model(family)
+    tokens = torch.randint(0, 50, (3, LENGTH), generator=torch.Generator().manual_seed(0))
+    expected = model.run(tokens).logits
+    model.hf.cuda()
+    torch.testing.assert_close(model.run(tokens.cuda()).logits.cpu(), expected, rtol=1e-2, atol=1e-2)
+
+
+def seconds(way, rounds: int = 5) -> float:
+    """The quickest of some runs, after one to warm up."""
+    times = []
+    for _ in range(rounds + 1):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        way()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
