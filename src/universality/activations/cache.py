@@ -62,6 +62,7 @@ def cache_shard(
     """
     size = settings.shard_sequences
     sample = read_sample(tokens_folder, split, (shard + 1) * size, settings.sample_seed)
+    model = load_model(model_folder, settings.products)
     described = {
         "model": model_folder.name,
         "split": split,
@@ -70,10 +71,12 @@ def cache_shard(
         "first_sequence": shard * size,
         "sequences": size,
         "tokenizer": sample.tokenizer,
+        "products": settings.products,
+        "product_error": model.product_error,
     }
     folders = {site: out / site / split / f"shard_{shard}" for site in sites}
     part = sample.part(slice(shard * size, None))
-    fill_shards(load_model(model_folder), str(model_folder), part, described, settings, folders)
+    fill_shards(model, str(model_folder), part, described, settings, folders)
 
 
 def fill_shards(

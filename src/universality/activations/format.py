@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from universality.activations.settings import DType, Split
+from universality.activations.settings import DType, Products, Split
 from universality.errors import StudyError
 from universality.settings import Positive, Settings, parse
 from universality.storage import read_json
@@ -67,6 +67,9 @@ class Manifest(Settings):
     """Of `values`."""
     dtype: DType
     tokenizer: str
+    products: Products
+    product_error: float = Field(ge=0)
+    """What rounding the matrix products changes the model's logits by, as a share of their norm."""
     block_rows: Positive
     block_crc32: list[int]
     sha256: dict[str, str]

@@ -7,6 +7,7 @@ from pydantic import model_validator
 from universality.settings import Positive, Seed, Settings
 
 DType = Literal["bf16", "fp32"]
+Products = Literal["bfloat16", "float32"]
 Split = Literal["train", "evaluation"]
 
 
@@ -19,6 +20,8 @@ class CacheSettings(Settings):
     """Sequences a shard, the unit of resuming and of parallel work."""
     batch_size: Positive
     """Sequences that the model runs on at a time."""
+    products: Products
+    """How the model multiplies matrices. bfloat16 is quicker where the CPU has it; what it costs is in the manifest."""
 
 
 class ShardSettings(CacheSettings):
@@ -33,6 +36,7 @@ class StreamSettings(Settings):
     sample_seed: Seed
     sequences: Positive
     batch_size: Positive
+    products: Products
     dtype: DType
     buffer_rows: Positive
 
@@ -75,6 +79,7 @@ class ActivationsSettings(Settings):
             sample_seed=self.cache.sample_seed,
             sequences=self.train_sequences,
             batch_size=self.cache.batch_size,
+            products=self.cache.products,
             dtype=self.dtype,
             buffer_rows=self.buffer_rows,
         )

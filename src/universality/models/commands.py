@@ -31,7 +31,8 @@ class ModelJob(SettingsBase):
 @app.command(
     epilog=example(
         """models make --name pythia --settings '{"model": {"source": "hub", "family": "gpt_neox",
-        "name": "EleutherAI/pythia-160m", "n_layers": 12}}' --tokens tokens --tokenizer tokenizer --out models/pythia"""
+        "name": "EleutherAI/pythia-160m", "n_layers": 12,
+        "d_model": 768}}' --tokens tokens --tokenizer tokenizer --out models/pythia"""
     )
 )
 def make(

@@ -17,7 +17,7 @@ from universality.models.language_model import FAMILIES
 
 
 def settings(**changes) -> ShardSettings:
-    values = {"sample_seed": 3, "shard_sequences": 10, "batch_size": 4, "dtype": "fp32"}
+    values = {"sample_seed": 3, "shard_sequences": 10, "batch_size": 4, "products": "float32", "dtype": "fp32"}
     return ShardSettings(**values | changes)
 
 
@@ -178,3 +178,18 @@ def test_a_site_without_a_value_for_each_token_is_refused(corpus, folder, tmp_pa
 def test_a_site_that_the_model_lacks_is_named(corpus, folder, tmp_path):
     with pytest.raises(StudyError, match=r"gpt_neox: has no site 'resid_post\.7'; it has embed"):
         cache_shard(folder / "gpt_neox", ["resid_post.7"], corpus / "tokens", "train", 0, settings(), tmp_path / "out")
+
+
+def test_products_in_bfloat16_are_told_apart_and_their_error_is_kept(corpus, folder, tmp_path):
+    site = ["resid_post.1"]
+    rounded = settings(products="bfloat16")
+    cache_shard(folder / "mamba", site, corpus / "tokens", "evaluation", 0, rounded, tmp_path / "mamba")
+    path = tmp_path / "mamba" / site[0] / "evaluation" / "shard_0"
+    manifest = verify_shard(path)
+    assert manifest.products == "bfloat16"
+    assert 1e-6 < manifest.product_error < 0.03
+    exact = shards(folder, "mamba", site[0])
+    ours, theirs = (ActivationStore([p]).read(0, 10**6) for p in (path, exact[0]))
+    assert 1e-6 < float((ours - theirs).norm() / theirs.norm()) < 0.03
+    with pytest.raises(StudyError, match="is of products 'float32', but .* is of 'bfloat16'"):
+        ActivationStore([path, exact[1]])
