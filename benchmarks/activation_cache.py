@@ -37,7 +37,10 @@ from universality.models.settings import TrainedModel
 
 VOCABULARY = 50_304
 SHARDS = 4
-DESCRIBED = {"model": "random", "split": "train", "sample_seed": 0, "tokenizer": "random", "first_row": 0}
+DESCRIBED = {
+    "model": "random", "split": "train", "sample_seed": 0, "tokenizer": "random", "first_row": 0,
+    "products": "float32", "product_error": 0.0,
+}  # fmt: skip
 
 
 def random_model(options) -> LanguageModel:
@@ -67,7 +70,11 @@ def measure_writing(options, folder: Path) -> float:
     model, sample = random_model(options), random_sample(options)
     sites = [residual_site(layer) for layer in range(options.layers)]
     settings = ShardSettings(
-        sample_seed=0, shard_sequences=options.sequences, batch_size=options.batch, dtype=options.dtype
+        sample_seed=0,
+        shard_sequences=options.sequences,
+        batch_size=options.batch,
+        dtype=options.dtype,
+        products="float32",
     )
     described = DESCRIBED | {"first_sequence": 0, "sequences": options.sequences}
     folders = {site: folder / "written" / site for site in sites}
