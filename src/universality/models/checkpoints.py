@@ -1,6 +1,6 @@
 """Bring a model from elsewhere into the study: a local folder or a hub name becomes a transformers folder of ours.
 
-Two formats are read: transformers' own, and state-spaces' for Mamba (config.json with d_model and n_layer,
+Two formats are read: transformers' own, and state-spaces' for Mamba and Mamba-2 (config.json with d_model and n_layer,
 pytorch_model.bin). Weights are read without running any code from the checkpoint, and written as safetensors.
 """
 
@@ -8,7 +8,14 @@ import pickle
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from universality.corpus.tokenizer import identity, load_tokenizer
 from universality.errors import StudyError
@@ -83,8 +90,11 @@ def _check_tokenizer(where: str, model: FolderModel | HubModel, tokenizer, token
         )
 
 
-def load_state_spaces(folder: Path) -> MambaForCausalLM:
-    """A Mamba in state-spaces' own format. Raises StudyError naming the file or the first tensor that does not fit."""
+def load_state_spaces(folder: Path) -> MambaForCausalLM | Mamba2ForCausalLM:
+    """A Mamba or Mamba-2 in state-spaces' own format.
+
+    Raises StudyError naming the file or the first tensor that does not fit.
+    """
     native = read_json(folder / "config.json")
     if not {"d_model", "n_layer"} <= native.keys():
         raise StudyError(f"{folder / 'config.json'}: has neither model_type (transformers) nor d_model and n_layer")
@@ -96,20 +106,9 @@ def load_state_spaces(folder: Path) -> MambaForCausalLM:
     embedding = weights.get("backbone.embedding.weight")
     if embedding is None:
         raise StudyError(f"{weights_file}: lacks 'backbone.embedding.weight'; not a state-spaces Mamba checkpoint")
-    ssm = native.get("ssm_cfg") or {}
-    config = MambaConfig(
-        vocab_size=embedding.shape[0],  # padded to a multiple of pad_vocab_size_multiple
-        hidden_size=native["d_model"],
-        num_hidden_layers=native["n_layer"],
-        state_size=ssm.get("d_state", 16),
-        conv_kernel=ssm.get("d_conv", 4),
-        expand=ssm.get("expand", 2),
-        layer_norm_epsilon=1e-5,
-        tie_word_embeddings=native.get("tie_embeddings", True),
-        use_cache=False,
-    )
+    config = _native_config(native, embedding.shape[0])
     renamed = {key.replace("backbone.embedding.", "backbone.embeddings."): value for key, value in weights.items()}
-    hf = MambaForCausalLM(config)
+    hf = MambaForCausalLM(config) if isinstance(config, MambaConfig) else Mamba2ForCausalLM(config)
     try:
         missing, unexpected = hf.load_state_dict(renamed, strict=False)
     except RuntimeError as error:
@@ -123,3 +122,32 @@ def load_state_spaces(folder: Path) -> MambaForCausalLM:
         )
     hf.tie_weights()
     return hf.float().eval()
+
+
+def _native_config(native: dict, vocab_size: int) -> MambaConfig | Mamba2Config:
+    """transformers' config for state-spaces' one; defaults are those of its code. The vocabulary is the padded one."""
+    ssm = native.get("ssm_cfg") or {}
+    expand = ssm.get("expand", 2)
+    shared = {
+        "vocab_size": vocab_size,
+        "hidden_size": native["d_model"],
+        "num_hidden_layers": native["n_layer"],
+        "conv_kernel": ssm.get("d_conv", 4),
+        "expand": expand,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": native.get("tie_embeddings", True),
+        "use_cache": False,
+    }
+    if ssm.get("layer", "Mamba1") == "Mamba1":
+        return MambaConfig(**shared, state_size=ssm.get("d_state", 16))
+    head_dim = ssm.get("headdim", 64)
+    return Mamba2Config(
+        **shared,
+        state_size=ssm.get("d_state", 128),
+        head_dim=head_dim,
+        num_heads=expand * native["d_model"] // head_dim,
+        n_groups=ssm.get("ngroups", 1),
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )

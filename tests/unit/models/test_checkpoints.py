@@ -22,11 +22,14 @@ def checkpoint(folder, family, corpus, vocab_size=304):
     return model
 
 
-def state_spaces_checkpoint(folder):
-    model = tiny_model("mamba", vocab_size=304)
+def state_spaces_checkpoint(folder, family="mamba"):
+    model = tiny_model(family, vocab_size=304)
     config = model.hf.config
     native = {"d_model": config.hidden_size, "n_layer": config.num_hidden_layers, "vocab_size": 300}
     native |= {"ssm_cfg": {"d_state": config.state_size}, "rms_norm": True, "pad_vocab_size_multiple": 8}
+    native |= {"tie_embeddings": config.tie_word_embeddings}
+    if family == "mamba2":
+        native["ssm_cfg"] |= {"layer": "Mamba2", "headdim": config.head_dim}
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(native))
     weights = {k.replace("embeddings", "embedding"): v for k, v in model.hf.state_dict().items()}
@@ -45,9 +48,10 @@ def test_a_transformers_folder(corpus, tmp_path, family):
     torch.testing.assert_close(load_model(tmp_path / "out").run(tokens).logits, model.run(tokens).logits)
 
 
-def test_a_state_spaces_folder(corpus, tmp_path):
-    model = state_spaces_checkpoint(tmp_path / "in")
-    import_model("mine", settings(tmp_path / "in", "mamba"), corpus / "tokenizer", tmp_path / "out")
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_a_state_spaces_folder(corpus, tmp_path, family):
+    model = state_spaces_checkpoint(tmp_path / "in", family)
+    import_model("mine", settings(tmp_path / "in", family), corpus / "tokenizer", tmp_path / "out")
     tokens = torch.randint(0, 300, (2, 9))
     torch.testing.assert_close(load_model(tmp_path / "out").run(tokens).logits, model.run(tokens).logits)
 
