@@ -15,10 +15,10 @@ def use_threads(threads: int) -> None:
     numba.set_num_threads(threads)
 
 
-def in_turn(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way in each round; a first round, of compilation and allocation, is not counted."""
+def in_turn(ways: dict[str, Callable[[], object]], rounds: int, warm: bool = False) -> dict[str, list[float]]:
+    """Seconds of each way in each round; unless they are `warm`, a first round, of compilation, is not counted."""
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for round_ in range(rounds + 1):
+    for round_ in range(0 if not warm else 1, rounds + 1):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
