@@ -39,7 +39,7 @@ VOCABULARY = 50_304
 SHARDS = 4
 DESCRIBED = {
     "model": "random", "split": "train", "sample_seed": 0, "tokenizer": "random", "first_row": 0,
-    "products": "float32", "product_error": 0.0,
+    "products": "float32", "product_error": 0.0, "device": "cpu",
 }  # fmt: skip
 
 
@@ -75,6 +75,7 @@ def measure_writing(options, folder: Path) -> float:
         batch_size=options.batch,
         dtype=options.dtype,
         products="float32",
+        device="cpu",
     )
     described = DESCRIBED | {"first_sequence": 0, "sequences": options.sequences}
     folders = {site: folder / "written" / site for site in sites}

@@ -64,7 +64,7 @@ def tiny_model(family: str, vocab_size: int = 50, context: int = LENGTH, **chang
 def write_store(folder: Path, values: torch.Tensor, sizes: list[int], dtype: DType = "fp32", **described) -> list[Path]:
     """Shards of `sizes` rows of `values` [T, ...], as the cache writes them; row t is token t of document t // 10."""
     where = {"model": "m", "site": "resid_post.0", "split": "train", "sample_seed": 0, "tokenizer": "t"}
-    described = where | {"products": "float32", "product_error": 0.0} | described
+    described = where | {"products": "float32", "product_error": 0.0, "device": "cpu"} | described
     values = values.to(ENCODINGS[dtype].torch)
     shards, start = [], 0
     for number, size in enumerate(sizes):

@@ -224,6 +224,14 @@ def test_products_in_bfloat16_cost_a_little_and_say_so(family, tmp_path):
     torch.testing.assert_close(tapped.logits, rounded.run(tokens()).logits, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_device_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(
+        StudyError, match="device cuda is asked for, but torch finds none on this machine; allowed: cpu"
+    ):
+        load_model(tmp_path, device="cuda")
+
+
 def test_weights_that_are_not_finite_are_named(family, tmp_path):
     model = tiny_model(family)
     name, weight = next((n, p) for n, p in model.hf.named_parameters() if p.ndim == 2)

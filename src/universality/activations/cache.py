@@ -40,7 +40,7 @@ def kept_values(where: str, site: str, value: torch.Tensor, kept: np.ndarray, dt
 
     Raises StudyError naming the model, `where`, if a value is not finite.
     """
-    rows = value.flatten(0, 1)[torch.from_numpy(np.flatnonzero(kept))].to(dtype)
+    rows = value.flatten(0, 1)[torch.from_numpy(np.flatnonzero(kept))].to(dtype).cpu()
     # One sum finds nearly all in one pass; only if it is not finite, which large values can cause too, look at each.
     if not torch.isfinite(rows.sum(dtype=torch.float32)) and not torch.isfinite(rows).all():
         raise StudyError(f"{where}: {site} has values that are not finite")
@@ -62,7 +62,7 @@ def cache_shard(
     """
     size = settings.shard_sequences
     sample = read_sample(tokens_folder, split, (shard + 1) * size, settings.sample_seed)
-    model = load_model(model_folder, settings.products)
+    model = load_model(model_folder, settings.products, settings.device)
     described = {
         "model": model_folder.name,
         "split": split,
@@ -73,6 +73,7 @@ def cache_shard(
         "tokenizer": sample.tokenizer,
         "products": settings.products,
         "product_error": model.product_error,
+        "device": settings.device,
     }
     folders = {site: out / site / split / f"shard_{shard}" for site in sites}
     part = sample.part(slice(shard * size, None))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from universality.activations.settings import DType, Products, Split
+from universality.activations.settings import Device, DType, Products, Split
 from universality.errors import StudyError
 from universality.settings import Positive, Settings, parse
 from universality.storage import read_json
@@ -70,6 +70,7 @@ class Manifest(Settings):
     products: Products
     product_error: float = Field(ge=0)
     """What rounding the matrix products changes the model's logits by, as a share of their norm."""
+    device: Device
     block_rows: Positive
     block_crc32: list[int]
     sha256: dict[str, str]

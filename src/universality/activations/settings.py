@@ -8,6 +8,7 @@ from universality.settings import Positive, Seed, Settings
 
 DType = Literal["bf16", "fp32"]
 Products = Literal["bfloat16", "float32"]
+Device = Literal["cpu", "cuda"]
 Split = Literal["train", "evaluation"]
 
 
@@ -22,6 +23,8 @@ class CacheSettings(Settings):
     """Sequences that the model runs on at a time."""
     products: Products
     """How the model multiplies matrices. bfloat16 is quicker where the CPU has it; what it costs is in the manifest."""
+    device: Device
+    """What the model runs on."""
 
 
 class ShardSettings(CacheSettings):
@@ -37,6 +40,7 @@ class StreamSettings(Settings):
     sequences: Positive
     batch_size: Positive
     products: Products
+    device: Device
     dtype: DType
     buffer_rows: Positive
 
@@ -80,6 +84,7 @@ class ActivationsSettings(Settings):
             sequences=self.train_sequences,
             batch_size=self.cache.batch_size,
             products=self.cache.products,
+            device=self.cache.device,
             dtype=self.dtype,
             buffer_rows=self.buffer_rows,
         )

@@ -20,7 +20,16 @@ from universality.activations.format import (
 from universality.errors import StudyError
 from universality.storage import read_tensors, sha256
 
-_SHARED = ("model", "site", "split", "sample_seed", "tokenizer", "products", "dtype")  # the same in all of a store
+_SHARED = (
+    "model",
+    "site",
+    "split",
+    "sample_seed",
+    "tokenizer",
+    "products",
+    "device",
+    "dtype",
+)  # the same in all of a store
 _GATHERED = 1024  # rows copied at a time, beside those returned
 
 

@@ -30,7 +30,7 @@ class StreamedBatches(ActivationBatches):
     def __init__(self, model_folder: Path, tokens_folder: Path, site: str, settings: StreamSettings):
         self.model, self.site = model_folder.name, site
         self._where = str(model_folder)
-        self._model = load_model(model_folder, settings.products)
+        self._model = load_model(model_folder, settings.products, settings.device)
         self.d_in = torch.Size(row_shape(self._model, self._where, site)).numel()
         self._sample = read_sample(tokens_folder, "train", settings.sequences, settings.sample_seed)
         self.n_rows = self._sample.n_rows

@@ -66,6 +66,10 @@ class LanguageModel:
     def _tapping(self, site: str) -> Callable:
         return lambda module, args, out: self._taps(site, out)
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.hf.parameters()).device
+
     @cached_property
     def sites(self) -> dict[str, Shape]:
         """Every site that can be read and edited, with its shape; "B" and "L" are those of the tokens.
@@ -99,6 +103,8 @@ class LanguageModel:
         taps.length = tokens.shape[1]
         try:
             self._check(tokens.shape[1])
+            tokens = tokens.to(self.device)
+            mask = None if mask is None else mask.to(self.device)
             first = None if mask is None else first_positions(mask)
             if first is not None and not first.any():
                 first = None
@@ -141,10 +147,10 @@ class LanguageModel:
     ) -> torch.Tensor:
         """Cross entropy in nats of each token given those before it [B, L - 1]; 0 where either is padding."""
         logits = self.run(tokens, edits=edits, mask=mask).logits[:, :-1]
-        targets = tokens[:, 1:]
+        targets = tokens[:, 1:].to(self.device)
         if mask is None:
             return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
-        real = mask[:, 1:].bool() & mask[:, :-1].bool()
+        real = (mask[:, 1:].bool() & mask[:, :-1].bool()).to(self.device)
         targets = targets.masked_fill(~real, -100)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 

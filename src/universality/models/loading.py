@@ -27,6 +27,8 @@ def load_model(folder: Path | str, products: Products = "float32", device: str =
     holds values that are not finite, or if its family's forward is not transformers' own to rounding; then with the
     site. No code from the folder is run.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise StudyError(f"{folder}: device cuda is asked for, but torch finds none on this machine; allowed: cpu")
     try:
         hf, loading = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -17,7 +17,14 @@ from universality.models.language_model import FAMILIES
 
 
 def settings(**changes) -> ShardSettings:
-    values = {"sample_seed": 3, "shard_sequences": 10, "batch_size": 4, "products": "float32", "dtype": "fp32"}
+    values = {
+        "sample_seed": 3,
+        "shard_sequences": 10,
+        "batch_size": 4,
+        "products": "float32",
+        "device": "cpu",
+        "dtype": "fp32",
+    }
     return ShardSettings(**values | changes)
 
 

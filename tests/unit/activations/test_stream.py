@@ -28,6 +28,7 @@ def settings(**changes) -> StreamSettings:
         "sequences": 20,
         "batch_size": 4,
         "products": "float32",
+        "device": "cpu",
         "dtype": "fp32",
         "buffer_rows": 7 * (LENGTH - 1),
     }
@@ -48,7 +49,9 @@ def taken(batches, size, count, seed=0, start=0) -> torch.Tensor:
 
 
 def test_an_epoch_of_a_stream_has_the_rows_of_the_store(corpus, models, tmp_path, family):
-    shard = ShardSettings(sample_seed=3, shard_sequences=20, batch_size=4, products="float32", dtype="fp32")
+    shard = ShardSettings(
+        sample_seed=3, shard_sequences=20, batch_size=4, products="float32", device="cpu", dtype="fp32"
+    )
     cache_shard(models / family, [SITE], corpus / "tokens", "train", 0, shard, tmp_path)
     store = StoredBatches(ActivationStore([tmp_path / SITE / "train" / "shard_0"]))
     stream = StreamedBatches(models / family, corpus / "tokens", SITE, settings())
