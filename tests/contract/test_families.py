@@ -189,7 +189,7 @@ def test_loss_and_splicing_are_their_definitions(family):
     torch.testing.assert_close(same, by_hand.mean(), rtol=1e-5, atol=1e-5)
     nothing = model.spliced_loss(tokens(), {"resid_mid.1": torch.zeros(3, LENGTH, 16)})
     assert abs(nothing - same) > 1e-4
-    with pytest.raises(StudyError, match=r"of shape \(2, 2\) cannot replace one of \(3, 16, 16\)"):
+    with pytest.raises(StudyError, match=r"'resid_mid\.1' returns \(2, 2\), not a tensor of shape \(3, 16, 16\)"):
         model.spliced_loss(tokens(), {"resid_mid.1": torch.zeros(2, 2)})
 
 
@@ -253,8 +253,8 @@ def test_a_family_whose_forward_is_wrong_is_caught_at_load(family, site, message
     def wrong(block, hidden, taps, layer, arguments):
         def tap(name, value):
             calls.append(name)
-            drift = calls.count(name) if site == "resid_mid.1" else 1
-            scale = {"resid_mid.1": 0.1 * (drift - 1), "resid_post.0": 0.5}[site]
+            # Three runs are right, two for the logits and one that looks at sites; the one that patches is not.
+            scale = {"resid_mid.1": 0.1 * max(0, calls.count(name) - 3), "resid_post.0": 0.5}[site]
             at = "resid_mid.1" if site == "resid_mid.1" else "resid_mid.0"
             return taps(name, shaken(value, scale) if name == at else value)
 
@@ -296,3 +296,75 @@ def test_an_unknown_family_is_named(tmp_path):
         StudyError, match="family 'opt' is unknown; allowed: gpt_neox, gpt2, llama, mamba, mamba2, rwkv"
     ):
         load_model(tmp_path)
+
+
+def test_an_edit_that_changes_shape_is_refused_and_its_dtype_is_put_right(family):
+    model = tiny_model(family)
+    clean = model.run(tokens()).logits
+    for site, shape in model.sites.items():
+        with pytest.raises(StudyError, match=f"the edit of site '{asked(site)}' returns"):
+            model.run(tokens(), edits={asked(site): lambda value: value.mean(0, keepdim=True)[:, :1]})
+        if "L" in shape:
+            kept = model.run(tokens(), edits={site: lambda value: value.double()}).logits
+            torch.testing.assert_close(kept, clean, rtol=1e-5, atol=1e-5, msg=site)
+    with pytest.raises(StudyError, match="returns NoneType, not a tensor"):
+        model.run(tokens(), edits={"resid_pre.0": lambda value: None})
+
+
+def test_every_parameter_alone_gets_its_gradient(family):
+    """Kernels without a backward pass must not be taken because only something inside a mixer wants a gradient."""
+    model = tiny_model(family)
+    plain = untouched(model)
+    for (name, ours), theirs in zip(model.hf.named_parameters(), plain.parameters(), strict=True):
+        grads = []
+        for parameter, logits_of in (
+            (ours, lambda: model.run(tokens()).logits),
+            (theirs, lambda: plain(tokens()).logits),
+        ):
+            for other in (*model.hf.parameters(), *plain.parameters()):
+                other.requires_grad_(other is parameter)
+            grads.append(torch.autograd.grad(logits_of().square().sum(), parameter)[0])
+        torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_run_within_a_run_is_refused(family):
+    model = tiny_model(family)
+    with pytest.raises(StudyError, match="a run within a run"):
+        model.run(tokens(), edits={"resid_pre.1": lambda value: model.run(tokens()).logits})
+    assert model.run(tokens()).logits.shape[0] == 3
+
+
+@pytest.mark.parametrize("family", STATE_SPACE_FAMILIES)
+def test_one_position_has_one_name_in_a_run_and_none_from_the_end_beside_padding(family):
+    model = tiny_model(family)
+    with pytest.raises(StudyError, match=r"sites 'mamba\.0\.state@(-1|15)' and 'mamba\.0\.state@(-1|15)' are one"):
+        model.run(tokens(), capture=["mamba.0.state@15", "mamba.0.state@-1"])
+    mask = torch.ones(3, LENGTH)
+    mask[0, 9:] = 0
+    with pytest.raises(StudyError, match=r"site 'mamba\.0\.state@-1': beside padding, positions are counted from 0"):
+        model.run(tokens(), capture=["mamba.0.state@-1"], mask=mask)
+    seen = model.run(tokens(), capture=["mamba.0.state@8"], mask=mask).captured["mamba.0.state@8"]
+    alone = model.run(tokens()[:1, :9], capture=["mamba.0.state@-1"]).captured["mamba.0.state@-1"]
+    torch.testing.assert_close(seen[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_that_does_not_fit_and_a_token_that_is_none_are_errors(family):
+    model = tiny_model(family)
+    with pytest.raises(StudyError, match=r"mask: has shape \(2, 5\), the tokens have \(3, 16\)"):
+        model.run(tokens(), mask=torch.ones(2, 5))
+    wrong = tokens().clone()
+    wrong[0, 3] = 999
+    with pytest.raises(IndexError):
+        model.run(wrong, mask=torch.ones(3, LENGTH))
+
+
+def test_what_is_captured_does_not_change_what_is_computed(family, tmp_path):
+    """Fused kernels and taps round at the same places, also where products are in bfloat16."""
+    model = tiny_model(family)
+    model.hf.save_pretrained(tmp_path)
+    names = [site for site in model.sites if "@" not in site]
+    for products, close in (("float32", 1e-5), ("bfloat16", 3e-4)):
+        loaded = load_model(tmp_path, products=products)
+        alone = loaded.run(tokens(), capture=["resid_post.1"]).captured["resid_post.1"]
+        among = loaded.run(tokens(), capture=names).captured["resid_post.1"]
+        assert float((alone - among).norm() / alone.norm()) < close, products

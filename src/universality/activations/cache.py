@@ -71,7 +71,7 @@ def cache_shard(
         "first_sequence": shard * size,
         "sequences": size,
         "tokenizer": sample.tokenizer,
-        "products": settings.products,
+        "products": model.products,
         "product_error": model.product_error,
         "device": settings.device,
     }
@@ -92,6 +92,8 @@ def fill_shards(
     sites = list(folders)
     shapes = {site: row_shape(model, where, site) for site in sites}
     dtype, rows = ENCODINGS[settings.dtype].torch, sample.rows()
+    if not len(rows.tokens):
+        raise StudyError(f"{where} {described['split']}: the sample's sequences hold nothing but end-of-text tokens")
     with ExitStack() as stack, ThreadPoolExecutor(1, "shard-writer") as background:
         writers = {}
         for site, folder in folders.items():

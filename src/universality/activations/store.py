@@ -90,6 +90,8 @@ class ActivationStore:
         bits = out.view(torch.uint16).numpy() if self._encoding.numpy is np.uint16 else out.numpy()
         order = np.argsort(rows, kind="stable")
         bounds = np.searchsorted(rows, self._starts, sorter=order)
+        if bounds[0] != 0 or bounds[-1] != len(rows):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of a store of {self.n_rows}")
         for shard, start, left, right in zip(self._shards, self._starts, bounds, bounds[1:], strict=False):
             for begin in range(left, right, _GATHERED):
                 places = order[begin : min(begin + _GATHERED, right)]
@@ -120,6 +122,11 @@ class ActivationStore:
         """All rows in order, `rows` at a time [<= rows, *shape], float32; where shards meet makes no difference."""
         for start in range(0, self.n_rows, rows):
             yield self.read(start, start + rows)
+
+    @property
+    def row_checksums(self) -> list[str]:
+        """Of each shard's tokens, documents and positions; stores of the same tokens have the same."""
+        return [shard.manifest.sha256[ROWS] for shard in self._shards]
 
     def rows(self) -> TokenRows:
         """Token, document and position of every row."""

@@ -35,11 +35,14 @@ class ShardWriter:
         row_bytes = torch.Size(row_shape).numel() * ENCODINGS[dtype].torch.itemsize
         self._block_rows = max(1, BLOCK_BYTES // row_bytes)
         self._crcs: list[int] = []
+        self._header_bytes, self._row_bytes = len(header), row_bytes
         self._left = 0  # bytes that the last block still lacks
         self._block_bytes = self._block_rows * row_bytes
 
     def write(self, values: torch.Tensor) -> None:
         """Append rows [n, ...] of the shard's dtype."""
+        if not values.numel():
+            return
         data = memoryview(values.contiguous().view(torch.uint8).numpy()).cast("B")
         self._sha256.update(data)
         written = 0
@@ -59,6 +62,9 @@ class ShardWriter:
     def finish(self) -> None:
         """Write the rows' description and the manifest; all rows must have been written."""
         self.close()
+        written, due = (self.folder / VALUES).stat().st_size, self._header_bytes + self._shape[0] * self._row_bytes
+        if written != due:
+            raise ValueError(f"{self.folder}: {written} bytes were written of {due}")
         write_tensors(self.folder / ROWS, self._rows._asdict())
         manifest = Manifest(
             **self._described,

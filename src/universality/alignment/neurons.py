@@ -11,6 +11,7 @@ import scipy.sparse
 from universality.activations.sites import layer_of
 from universality.activations.store import ActivationStore, stores_by_site
 from universality.alignment.bootstrap import DocumentSums, centred_sums
+from universality.errors import StudyError
 
 _ROWS = 4096  # tokens a block
 
@@ -55,7 +56,14 @@ class Neurons:
 def read_neurons(model: str, layers: list[int], shards: list[Path]) -> list[Neurons]:
     """The neurons of each layer, from evaluation shards of all the layers' inner sites."""
     stores = stores_by_site(shards, model=model, split="evaluation")
-    return [Neurons([store for site, store in stores.items() if layer_of(site) == layer]) for layer in layers]
+    for site, store in stores.items():
+        if store.row_checksums != next(iter(stores.values())).row_checksums:
+            raise StudyError(f"{model}: the shards of {site} hold other tokens than those of {next(iter(stores))}")
+    by_layer = [[store for site, store in stores.items() if layer_of(site) == layer] for layer in layers]
+    for layer, found in zip(layers, by_layer, strict=True):
+        if not found:
+            raise StudyError(f"no shard of {model} holds neurons of layer {layer}; given are {', '.join(stores)}")
+    return [Neurons(found) for found in by_layer]
 
 
 def correlations(x: Neurons, y: Neurons) -> np.ndarray:

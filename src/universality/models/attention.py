@@ -11,6 +11,7 @@ Sites of layer L, H query heads, H_kv key and value heads:
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -54,7 +55,7 @@ def tapped_attention(module, query, key, value, attention_mask, scaling=None, dr
         for site, x in (("q", query), ("k", key), ("v", value))
     )
     if taps.wanted(f"{name}.pattern"):
-        z = _eager(query, key, value, attention_mask, scaling, lambda pattern: taps(f"{name}.pattern", pattern))
+        z = _eager(query, key, value, attention_mask, scaling, dropout, lambda x: taps(f"{name}.pattern", x))
     else:
         z, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -62,7 +63,7 @@ def tapped_attention(module, query, key, value, attention_mask, scaling=None, dr
     return taps(f"{name}.z", z), None
 
 
-def _eager(query, key, value, mask, scaling, tap_pattern) -> torch.Tensor:
+def _eager(query, key, value, mask, scaling, dropout, tap_pattern) -> torch.Tensor:
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -70,7 +71,7 @@ def _eager(query, key, value, mask, scaling, tap_pattern) -> torch.Tensor:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     pattern = tap_pattern(scores.softmax(-1, dtype=torch.float32).to(query.dtype))
-    return (pattern @ value).transpose(1, 2)
+    return (F.dropout(pattern, dropout) @ value).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, tapped_attention)

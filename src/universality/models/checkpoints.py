@@ -103,7 +103,7 @@ def load_state_spaces(folder: Path) -> MambaForCausalLM | Mamba2ForCausalLM:
         weights = torch.load(weights_file, weights_only=True, map_location="cpu")
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise StudyError(f"{weights_file}: cannot be read: {' '.join(str(error).split())[:160]}") from None
-    embedding = weights.get("backbone.embedding.weight")
+    embedding = weights.get("backbone.embedding.weight") if isinstance(weights, dict) else None
     if embedding is None:
         raise StudyError(f"{weights_file}: lacks 'backbone.embedding.weight'; not a state-spaces Mamba checkpoint")
     config = _native_config(native, embedding.shape[0])
@@ -140,6 +140,8 @@ def _native_config(native: dict, vocab_size: int) -> MambaConfig | Mamba2Config:
     }
     if ssm.get("layer", "Mamba1") == "Mamba1":
         return MambaConfig(**shared, state_size=ssm.get("d_state", 16))
+    if ssm["layer"] != "Mamba2":
+        raise StudyError(f"config.json: ssm_cfg.layer is {ssm['layer']!r}; allowed: Mamba1, Mamba2")
     head_dim = ssm.get("headdim", 64)
     return Mamba2Config(
         **shared,

@@ -19,6 +19,7 @@ from universality.models.families.mamba import MAMBA
 from universality.models.families.mamba2 import MAMBA2
 from universality.models.families.rwkv import RWKV
 from universality.models.padding import first_positions, position_axes, roll_rows
+from universality.models.precision import Products
 from universality.models.taps import Edit, Shape, Taps, position_of, template
 
 FAMILIES: dict[str, Family] = {f.name: f for f in (GPT_NEOX, GPT2, LLAMA, MAMBA, MAMBA2, RWKV, FALCON_H1)}
@@ -41,6 +42,8 @@ class LanguageModel:
             raise StudyError(f"model family {name!r} is unknown; allowed: {', '.join(FAMILIES)}")
         self.hf = hf
         self.family = FAMILIES[name]
+        self.products: Products = "float32"
+        """What matrix products are computed in."""
         self.product_error = 0.0
         """What rounding the matrix products has changed the logits by, as a share of their norm."""
         self._taps = Taps()
@@ -99,20 +102,17 @@ class LanguageModel:
         on the left.
         """
         taps = self._taps
-        taps.capture, taps.edits, taps.captured = frozenset(capture), dict(edits or {}), {}
-        taps.length = tokens.shape[1]
+        taps.set(capture, dict(edits or {}), tokens.shape[1])
         try:
             self._check(tokens.shape[1])
             tokens = tokens.to(self.device)
             mask = None if mask is None else mask.to(self.device)
-            first = None if mask is None else first_positions(mask)
-            if first is not None and not first.any():
-                first = None
+            first = None
+            if mask is not None:
+                first = self._first_positions(tokens, mask)
+                tokens = tokens.masked_fill(~mask.bool(), 0)  # whatever stands at padding is to be a token
             if first is not None:
-                self._check_left_padding()
                 tokens = roll_rows(tokens, first, [1])
-            if mask is not None:  # whatever stands at padding is to be a token
-                tokens = tokens.clamp(0, self.hf.config.vocab_size - 1)
             out = (self.hf if logits else self._stack)(tokens, use_cache=False)
             scores, captured = out.logits if logits else None, taps.captured
         finally:
@@ -123,6 +123,7 @@ class LanguageModel:
         return Run(scores, captured)  # type: ignore[arg-type]
 
     def _check(self, length: int) -> None:
+        named: dict[tuple[str, int], str] = {}
         for site in (*self._taps.capture, *self._taps.edits):
             if template(site) not in self.sites:
                 raise StudyError(f"{self.family.name} has no site {site!r}; it has {', '.join(self.sites)}")
@@ -130,17 +131,32 @@ class LanguageModel:
                 position = position_of(site)
             except ValueError:
                 position = length
-            if position is not None and not -length <= position < length:
+            if position is None:
+                continue
+            if not -length <= position < length:
                 raise StudyError(f"site {site!r}: no such position in a sequence of {length} tokens")
+            place = template(site), position % length
+            if named.setdefault(place, site) != site:
+                raise StudyError(f"sites {named[place]!r} and {site!r} are one; use one name for it")
         limit = self.family.max_positions(self.hf.config)
         if limit is not None and length > limit:
             raise StudyError(f"{self.family.name}: {length} tokens are more than the {limit} positions it was made for")
 
-    def _check_left_padding(self) -> None:
-        single = [site for site in self._taps.capture if "@" in site]
+    def _first_positions(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
+        """Where rows begin, None if all at 0. Raises StudyError for what cannot be told or edited beside padding."""
+        if mask.shape != tokens.shape:
+            raise StudyError(f"mask: has shape {tuple(mask.shape)}, the tokens have {tuple(tokens.shape)}")
+        first = first_positions(mask)
+        single = [site for site in (*self._taps.capture, *self._taps.edits) if "@" in site]
+        from_end = [site for site in single if (position_of(site) or 0) < 0]
+        if from_end and not mask.all():
+            raise StudyError(f"site {from_end[0]!r}: beside padding, positions are counted from 0")
+        if not first.any():
+            return None
         if self._taps.edits or single:
             site = single[0] if single else next(iter(self._taps.edits))
             raise StudyError(f"site {site!r}: edits and single positions need padding on the right, not on the left")
+        return first
 
     def token_losses(
         self, tokens: torch.Tensor, edits: Mapping[str, Edit] | None = None, mask: torch.Tensor | None = None
@@ -158,10 +174,10 @@ class LanguageModel:
         self, tokens: torch.Tensor, edits: Mapping[str, Edit] | None = None, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Mean cross entropy in nats a predicted token, a scalar."""
-        losses = self.token_losses(tokens, edits, mask)
-        if mask is None:
-            return losses.mean()
-        return losses.sum() / (mask[:, 1:].bool() & mask[:, :-1].bool()).sum()
+        count = tokens[:, 1:].numel() if mask is None else int((mask[:, 1:].bool() & mask[:, :-1].bool()).sum())
+        if not count:
+            raise StudyError("no token comes after another; there is nothing to predict")
+        return self.token_losses(tokens, edits, mask).sum() / count
 
     def spliced_loss(self, tokens: torch.Tensor, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The loss with each site's value replaced by the given one, an SAE's reconstruction say."""
@@ -169,6 +185,4 @@ class LanguageModel:
 
 
 def _replacing(value: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
-    if value.shape != current.shape:
-        raise StudyError(f"a value of shape {tuple(value.shape)} cannot replace one of {tuple(current.shape)}")
-    return value.to(current.dtype)
+    return value

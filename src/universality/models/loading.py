@@ -1,7 +1,6 @@
 """Load a model folder, and prove that what was loaded is transformers' model with working taps."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -9,13 +8,12 @@ from transformers import AutoModelForCausalLM
 
 from universality.errors import StudyError
 from universality.models.language_model import FAMILIES, LanguageModel
-from universality.models.precision import has_bf16_products, use_bf16_products
+from universality.models.precision import Products, has_bf16_products, use_bf16_products
 from universality.models.taps import Shape
 from universality.runtime import log
 
-Products = Literal["float32", "bfloat16"]
-
-_PROBE = (2, 8)  # sequences and tokens that a model is checked on
+_PROBE = (2, 8)  # sequences and tokens that a model's sites are checked on
+_LONG_PROBE = 70  # tokens, more than a chunk of any scan, that its logits are checked on without looking at any site
 _CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 
 
@@ -42,16 +40,15 @@ def load_model(folder: Path | str, products: Products = "float32", device: str =
         raise StudyError(f"{folder}: not a readable model folder: {' '.join(str(error).split())[:200]}") from None
     if loading["missing_keys"]:
         raise StudyError(f"{folder}: the checkpoint lacks {sorted(loading['missing_keys'])[0]!r}")
-    model = open_model(hf.eval().requires_grad_(False), str(folder))
+    model = open_model(hf.eval().requires_grad_(False).to(device), str(folder))
     if products == "bfloat16":
-        _round_products(model, str(folder))
-    model.hf.to(device)
+        _round_products(model, str(folder), device)
     return model
 
 
 @torch.no_grad()
 def open_model(hf: nn.Module, where: str) -> LanguageModel:
-    """A LanguageModel of `hf`, float32 on the CPU, after checking it against what transformers computes with it.
+    """A LanguageModel of `hf`, in float32, after checking it against what transformers computes with it.
 
     Raises StudyError naming `where`, the family and the site.
     """
@@ -62,31 +59,40 @@ def open_model(hf: nn.Module, where: str) -> LanguageModel:
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise StudyError(f"{where}: {key} holds values that are not finite")
     FAMILIES[name].prepare(hf)
-    tokens = _probe_tokens(hf.config.vocab_size)
+    limit = FAMILIES[name].max_positions(hf.config) or _LONG_PROBE
+    probes = [_probe_tokens(hf, *shape) for shape in (_PROBE, (1, min(_LONG_PROBE, limit)))]
     hf.config._attn_implementation, ours = "sdpa", hf.config._attn_implementation
-    expected = hf(tokens, use_cache=False).logits
+    expected = [hf(tokens, use_cache=False).logits for tokens in probes]
     hf.config._attn_implementation = ours
-    if not bool(torch.isfinite(expected).all()):
-        raise StudyError(f"{where}: {name}: its logits are not finite")
     model = LanguageModel(hf)
-    _check_sites(model, tokens, expected, f"{where}: {name}")
+    where = f"{where}: {name}"
+    for tokens, logits in zip(probes, expected, strict=True):
+        if not bool(torch.isfinite(logits).all()):
+            raise StudyError(f"{where}: its logits are not finite")
+        _check_logits(model.run(tokens).logits, logits, where)
+    _check_sites(model, probes[0], expected[0], where)
     return model
 
 
-def _probe_tokens(vocab_size: int) -> torch.Tensor:
-    return (torch.arange(_PROBE[0] * _PROBE[1]).reshape(_PROBE) * 7 + 3) % vocab_size
+def _check_logits(ours: torch.Tensor, theirs: torch.Tensor, where: str) -> None:
+    if not torch.allclose(ours, theirs, **_CLOSE):
+        worst = float((ours - theirs).abs().max())
+        raise StudyError(f"{where}: logits differ from transformers' by up to {worst:.2g}")
+
+
+def _probe_tokens(hf: nn.Module, n_sequences: int, length: int) -> torch.Tensor:
+    tokens = (torch.arange(n_sequences * length).reshape(n_sequences, length) * 7 + 3) % hf.config.vocab_size
+    return tokens.to(next(hf.parameters()).device)
 
 
 def _check_sites(model: LanguageModel, tokens: torch.Tensor, expected: torch.Tensor, where: str) -> None:
-    """Shapes as declared; logits as transformers'; and, with every site patched clean onto clean, each one receives
-    what it is patched with: no patch before it changed anything."""
+    """Shapes as declared; logits as transformers' with every site looked at, too; and, with every site patched clean
+    onto clean, each one receives what it is patched with: no patch before it changed anything."""
     sites = {site.replace("@P", "@-1"): shape for site, shape in model.sites.items()}
     run = model.run(tokens, capture=sites)
     for site, shape in sites.items():
         _check_shape(run.captured, site, shape, where)
-    if not torch.allclose(run.logits, expected, **_CLOSE):
-        worst = float((run.logits - expected).abs().max())
-        raise StudyError(f"{where}: logits differ from transformers' by up to {worst:.2g}")
+    _check_logits(run.logits, expected, where)
 
     def patch(site: str):
         def edit(value: torch.Tensor) -> torch.Tensor:
@@ -111,13 +117,14 @@ def _check_shape(captured: dict[str, torch.Tensor], site: str, shape: Shape, whe
         raise StudyError(f"{where}: site {site} has shape {found}, not {declared}")
 
 
-def _round_products(model: LanguageModel, where: str) -> None:
-    if not has_bf16_products():
-        log.info("%s: this CPU has no bfloat16 products; float32 is used", where)
+def _round_products(model: LanguageModel, where: str, device: str) -> None:
+    if not has_bf16_products(device):
+        log.info("%s: this machine has no bfloat16 products; float32 is used", where)
         return
-    tokens = _probe_tokens(model.hf.config.vocab_size)
+    tokens = _probe_tokens(model.hf, *_PROBE)
     exact = model.run(tokens).logits
     use_bf16_products(model.hf, model.family.float32_products)
     error = model.run(tokens).logits - exact
-    model.product_error = float(error.norm() / exact.norm())
+    model.products = "bfloat16"
+    model.product_error = float(error.norm() / exact.norm().clamp_min(1e-30))
     log.info("%s: bfloat16 products change the logits by %.2g of their norm", where, model.product_error)

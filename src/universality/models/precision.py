@@ -1,15 +1,19 @@
 """Matrix products in bfloat16, where the CPU has instructions for them; everything else stays in float32."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+Products = Literal["bfloat16", "float32"]
 
-def has_bf16_products() -> bool:
-    """Does this machine multiply bfloat16 matrices in hardware?"""
-    if torch.cuda.is_available():
-        return True
+
+def has_bf16_products(device: str) -> bool:
+    """Does `device` multiply bfloat16 matrices in hardware?"""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -19,7 +23,7 @@ def use_bf16_products(hf: nn.Module, keep: tuple[str, ...] = ()) -> None:
     Layers whose name ends in one of `keep` stay as they are.
     """
     for name, module in hf.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and not name.endswith(keep or ("/",)):
+        if isinstance(module, nn.Linear | Conv1D) and not name.endswith(keep):
             module.weight = nn.Parameter(module.weight.detach().bfloat16(), requires_grad=False)
             if module.bias is not None:
                 module.bias = nn.Parameter(module.bias.detach().bfloat16(), requires_grad=False)

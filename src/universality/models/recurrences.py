@@ -2,15 +2,16 @@
 
 Sites of layer L, besides those of the family:
     mamba.L.state@P    [B, *state]     the state after position P; an edit changes what P and all later positions read
-    mamba.L.writes@P   [B, P, *state]  what each position up to P wrote that is left in the state at P; the state is
-                                       their sum, and an edit changes it by the change of the sum
+    mamba.L.writes@P   [B, P, *state]  what each position up to P wrote that is left in the state at P. Their sum is the
+                                       state, unless an edit of an earlier state put something else in; an edit of the
+                                       writes changes the state by the change of their sum
 """
 
 from typing import NamedTuple, Protocol
 
 import torch
 
-from universality.models.kernels.head_scan import chunked_scan
+from universality.models.kernels.head_scan import chunked_scan, running_sum
 from universality.models.kernels.selective_scan import selective_scan
 from universality.models.taps import Taps
 
@@ -103,7 +104,7 @@ def _since(delta: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, t
     place = torch.arange(delta.shape[1], device=delta.device)[None, :]
     reached = place <= position[:, None]
     inside = delta * reached.reshape(*reached.shape, *[1] * (delta.ndim - 2))
-    return inside.flip(1).cumsum(1).flip(1) - inside, reached
+    return running_sum(inside.flip(1), 1).flip(1) - inside, reached
 
 
 def scan_with_taps(recurrence: Recurrence, name: str, taps: Taps) -> torch.Tensor:

@@ -5,9 +5,11 @@ whose value belongs to one position of the sequence, such as the state of a recu
 `mamba.3.state@17`, counted from 0, or from the end if negative.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
+
+from universality.errors import StudyError
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
 Shape = tuple[int | str, ...]
@@ -18,19 +20,26 @@ class Taps:
     """Idle unless a run has set what to capture and what to edit."""
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
         self.capture: frozenset[str] = frozenset()
         self.edits: Mapping[str, Edit] = {}
         self.captured: dict[str, torch.Tensor] = {}
         self.length = 0
+        """Tokens a sequence of the run that is going on; 0 between runs."""
+
+    def set(self, capture: Iterable[str], edits: Mapping[str, Edit], length: int) -> None:
+        """What the next run wants. Raises StudyError within another run of the same model."""
+        if self.length:
+            raise StudyError("a run within a run of the same model: an edit must not run the model that it edits")
+        self.capture, self.edits, self.length = frozenset(capture), edits, length
+
+    def reset(self) -> None:
+        self.capture, self.edits, self.captured, self.length = frozenset(), {}, {}, 0
 
     def __call__(self, site: str, value: torch.Tensor) -> torch.Tensor:
         """The value to go on with: edited if an edit is set for the site; captured as edited."""
         edit = self.edits.get(site)
         if edit is not None:
-            value = edit(value)
+            value = _checked(site, edit(value), value)
         if site in self.capture:
             self.captured[site] = value
         return value
@@ -50,6 +59,14 @@ class Taps:
             if name in names:
                 found.setdefault(int(position) % self.length, []).append(site)
         return dict(sorted(found.items()))
+
+
+def _checked(site: str, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """The edited value in the old one's dtype. A shape that would broadcast is refused: not all that follows would."""
+    if not isinstance(new, torch.Tensor) or new.shape != old.shape:
+        found = tuple(new.shape) if isinstance(new, torch.Tensor) else type(new).__name__
+        raise StudyError(f"the edit of site {site!r} returns {found}, not a tensor of shape {tuple(old.shape)}")
+    return new.to(old)
 
 
 def template(site: str) -> str:

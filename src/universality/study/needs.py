@@ -46,13 +46,14 @@ def _vocabulary(study: Study) -> int:
 
 
 def _weights(study: Study, model: AnyModel) -> tuple[float, float]:
-    """(parameters, parameters that one token is multiplied with): the blocks', and the embeddings'."""
+    """(all parameters, the blocks' alone)."""
     blocks = model.n_layers * _BLOCK[model.family] * model.d_model**2
     embedding = _vocabulary(study) * model.d_model
-    return blocks + embedding * (1 if model.family in _TIED else 2), blocks + embedding
+    return blocks + embedding * (1 if model.family in _TIED else 2), blocks
 
 
 def _forward(study: Study, model: AnyModel, tokens: float) -> float:
+    """Operations of the blocks; nothing that is cached needs the unembedding."""
     return 2 * _weights(study, model)[1] * tokens
 
 
@@ -62,7 +63,7 @@ def _models(study: Study) -> list[Need]:
         parameters, _ = _weights(study, model)
         tokens = model.steps * model.batch_size * study.corpus.sequence_length if isinstance(model, TrainedModel) else 0
         what = f"{name}: {_short(parameters)} parameters, " + (f"{_short(tokens)} tokens" if tokens else "loaded")
-        found.append(Need("models", what, 4 * parameters, 3 * _forward(study, model, tokens)))
+        found.append(Need("models", what, 4 * parameters, 6 * parameters * tokens))
     return found
 
 

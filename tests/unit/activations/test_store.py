@@ -184,3 +184,9 @@ def test_stores_of_other_tokenizers_are_not_joined(tmp_path):
     b = write_store(tmp_path / "b", VALUES, [150, 150], tokenizer="u")
     with pytest.raises(StudyError, match="different tokenizers, t and u"):
         check_aligned(a, b)
+
+
+def test_rows_beyond_the_store_are_refused(tmp_path):
+    store = ActivationStore(write_store(tmp_path, VALUES[:10], [10]))
+    with pytest.raises(IndexError, match="rows -1 to 10 of a store of 10"):
+        store.gather(np.array([0, 10, -1]))

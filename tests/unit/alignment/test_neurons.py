@@ -6,6 +6,7 @@ from tests.conftest import write_store
 from universality.activations.store import ActivationStore
 from universality.alignment.bootstrap import centred_sums, document_index
 from universality.alignment.neurons import Neurons, correlations, pair_sums, read_neurons
+from universality.errors import StudyError
 
 N_TOKENS = 9000  # more than two blocks
 
@@ -70,3 +71,13 @@ def test_where_shards_meet_makes_no_difference(tmp_path):
     parts = {"one": [N_TOKENS], "many": [1, 4095, 1, 4000, 903]}
     found = [Neurons([ActivationStore(write_store(tmp_path / name, array, sizes))]) for name, sizes in parts.items()]
     assert np.array_equal(correlations(found[0], found[0]), correlations(found[1], found[1]), equal_nan=True)
+
+
+def test_layers_without_shards_and_sites_of_other_tokens_are_named(tmp_path):
+    described = {"model": "a", "split": "evaluation"}
+    shards = write_store(tmp_path / "x", torch.randn(40, 3), [40], site="mamba.0.ssm_in", **described)
+    with pytest.raises(StudyError, match=r"no shard of a holds neurons of layer 1; given are mamba\.0\.ssm_in"):
+        read_neurons("a", [0, 1], shards)
+    shards += write_store(tmp_path / "y", torch.randn(30, 3), [30], site="mamba.0.gate", **described)
+    with pytest.raises(StudyError, match=r"a: the shards of mamba\.0\.gate hold other tokens than those of mamba\.0"):
+        read_neurons("a", [0], shards)

@@ -88,4 +88,4 @@ def test_the_fused_scan_with_its_surroundings_equals_the_parts(shape):
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     rounded = gated_head_scan(mixed.bfloat16(), projected.bfloat16(), bias, limit, A, D, n_state)
     exact = gated_head_scan(mixed.bfloat16().float(), projected.bfloat16().float(), bias, limit, A, D, n_state)
-    assert torch.equal(rounded, exact.bfloat16())
+    assert torch.equal(rounded, exact)

@@ -32,8 +32,6 @@ class Family(NamedTuple):
     """(config, layer) -> the block's inner sites; residual streams are the same for all families."""
     mixers: tuple[str, ...]
     """Kinds of sites, "attn.z" say, through which alone one position reaches another."""
-    neurons: tuple[str, ...]
-    """Kinds of sites of one layer that make up its neurons, for the neuron baseline."""
     output: Callable[[torch.Tensor], Any] = lambda hidden: hidden
     """What transformers' model expects a block to return for a residual stream."""
     prepare: Callable[[nn.Module], None] = lambda hf: None

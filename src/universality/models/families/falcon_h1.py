@@ -91,7 +91,6 @@ FALCON_H1 = Family(
     attach=_attach,
     sites=_sites,
     mixers=("attn.z", "mamba.out"),
-    neurons=("mlp.post",),
     output=lambda hidden: (hidden,),
     recurrence=lambda block, layer, captured: head_recurrence(block.mamba, layer, captured),
 )

@@ -55,6 +55,5 @@ GPT2 = Family(
     attach=_attach,
     sites=_sites,
     mixers=("attn.z",),
-    neurons=("mlp.post",),
     max_positions=lambda config: config.n_positions,
 )

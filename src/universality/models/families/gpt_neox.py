@@ -62,5 +62,4 @@ GPT_NEOX = Family(
     attach=_attach,
     sites=_sites,
     mixers=("attn.z",),
-    neurons=("mlp.post",),
 )

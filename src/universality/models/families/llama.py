@@ -58,5 +58,4 @@ LLAMA = Family(
     attach=_attach,
     sites=_sites,
     mixers=("attn.z",),
-    neurons=("mlp.post",),
 )

@@ -45,11 +45,8 @@ def _configure(model: TrainedModel, vocab_size: int, context: int, end_of_text: 
 def _forward(block, hidden, taps, layer, arguments):
     mixer, name = block.mixer, f"mamba.{layer}"
     xz = project(mixer.in_proj, normed(block.norm, hidden, mixer.in_proj.weight.dtype))
-    gated = (
-        _fused(mixer, xz)
-        if without_gradients(xz) and not inner_wanted(taps, name)
-        else _tapped(mixer, xz.float(), taps, name)
-    )
+    fused = without_gradients(xz, *mixer.parameters()) and not inner_wanted(taps, name)
+    gated = _fused(mixer, xz) if fused else _tapped(mixer, xz.float(), taps, name)
     written = taps(f"{name}.out", project(mixer.out_proj, gated).to(hidden.dtype))
     return taps(f"resid_mid.{layer}", hidden + written)
 
@@ -90,7 +87,7 @@ def _tapped(mixer, xz, taps, name):
     delta = taps(f"{name}.delta", F.softplus(mixer.dt_proj(step)))
     B, C = taps(f"{name}.B", B), taps(f"{name}.C", C)
     y = scan_with_taps(SelectiveRecurrence(u, delta, -torch.exp(mixer.A_log), B, C, mixer.D), name, taps)
-    y = taps(f"{name}.y", y + skip_change(mixer.D * u, taps, name))
+    y = taps(f"{name}.y", with_skip_tapped(y, mixer.D, u, taps, name))
     return y * taps(f"{name}.gate", F.silu(z))
 
 
@@ -107,10 +104,12 @@ def conv_with_taps(conv_in, conv1d, taps, name):
     return causal_conv_silu(conv_in, weight, bias)
 
 
-def skip_change(skip, taps, name):
-    """What an edit of the skip adds to y; the scan has added the skip itself."""
-    tapped = taps(f"{name}.skip", skip)
-    return 0.0 if tapped is skip else tapped - skip
+def with_skip_tapped(y, D, u, taps, name):
+    """y, to which the scan has added the skip D * u, with the skip through its site if that is wanted."""
+    if not taps.wanted(f"{name}.skip"):
+        return y
+    skip = D * u
+    return y + (taps(f"{name}.skip", skip) - skip)
 
 
 def conv_bias(conv1d):
@@ -146,7 +145,6 @@ MAMBA = Family(
     forward=_forward,
     sites=_sites,
     mixers=("mamba.out",),
-    neurons=("mamba.ssm_in", "mamba.gate"),
     float32_products=("dt_proj",),  # small, and what it rounds would go into an exponent
     recurrence=recurrence_of,
 )

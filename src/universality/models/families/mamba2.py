@@ -23,7 +23,7 @@ from universality.models.families.mamba import (
     conv_with_taps,
     inner_wanted,
     normed,
-    skip_change,
+    with_skip_tapped,
     without_gradients,
 )
 from universality.models.kernels.causal_conv import causal_conv_silu_of
@@ -64,7 +64,7 @@ def run_mixer(mixer, projected, taps, name, gate=lambda y, gate: y * gate, fused
 
     `fused`: y * gate may be computed without naming anything in between, if nothing in between is wanted.
     """
-    if fused and without_gradients(projected) and not inner_wanted(taps, name):
+    if fused and without_gradients(projected, *mixer.parameters()) and not inner_wanted(taps, name):
         return _fused(mixer, projected)
     y, silu_z = _tapped(mixer, projected, taps, name)
     return gate(y, silu_z)
@@ -88,7 +88,7 @@ def _tapped(mixer, projected, taps, name):
     delta = F.softplus(step + mixer.dt_bias).clamp(*mixer.time_step_limit)
     delta = taps(f"{name}.delta", delta)
     y = scan_with_taps(HeadRecurrence(u, delta, -torch.exp(mixer.A_log.float()), B, C, mixer.D), name, taps)
-    y = taps(f"{name}.y", y + skip_change(mixer.D[:, None] * u, taps, name))
+    y = taps(f"{name}.y", with_skip_tapped(y, mixer.D[:, None], u, taps, name))
     return y.flatten(-2), taps(f"{name}.gate", F.silu(z))
 
 
@@ -134,6 +134,5 @@ MAMBA2 = Family(
     forward=_forward,
     sites=_sites,
     mixers=("mamba.out",),
-    neurons=("mamba.ssm_in", "mamba.gate"),
     recurrence=lambda block, layer, captured: head_recurrence(block.mixer, layer, captured),
 )

@@ -83,6 +83,5 @@ RWKV = Family(
     prepare=_keep_scale,
     sites=_sites,
     mixers=("rwkv.out", "mlp.out"),
-    neurons=("mlp.post",),
     output=lambda hidden: (hidden, None, None),
 )

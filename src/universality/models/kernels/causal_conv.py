@@ -10,9 +10,10 @@ import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
-from universality.models.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array
-from universality.models.kernels.elementary import FASTMATH, load, rounded, silu
+from universality.models.kernels.arrays import as_array, as_kernel_array
+from universality.models.kernels.elementary import FASTMATH, load, silu
 
 _BLOCK = 64  # channels at a time
 _ROWS = 32  # positions per task
@@ -51,10 +52,10 @@ def _forward(x, start, weight_t, bias, out, activate):
                 out_row = out[b, t, e0:e1]
                 if activate:
                     for e in range(width):
-                        out_row[e] = rounded(out, silu(total[e]))
+                        out_row[e] = silu(total[e])
                 else:
                     for e in range(width):
-                        out_row[e] = rounded(out, total[e])
+                        out_row[e] = total[e]
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
@@ -79,20 +80,22 @@ class _CausalConvSilu(torch.autograd.Function):
         x_np, weight_t, bias_np = as_array(x), as_array(weight.T), as_array(bias)
         pre = np.empty_like(x_np)
         _forward(x_np, 0, weight_t, bias_np, pre, False)
-        ctx.arrays = (x_np, weight_t, pre)
-        ctx.dtype = x.dtype
+        ctx.save_for_backward(x, weight)
+        ctx.pre = pre
         return F.silu(torch.from_numpy(pre)).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dout):
-        x, weight_t, pre = ctx.arrays
+        inputs, weight = ctx.saved_tensors
+        x, weight_t, pre = as_array(inputs), as_array(weight.T), ctx.pre
         dpre = torch.ops.aten.silu_backward(dout.float().contiguous(), torch.from_numpy(pre)).numpy()
         dx = np.zeros_like(x)
         dweight_t = np.zeros((x.shape[0], *weight_t.shape), dtype=np.float32)
         dbias = np.zeros((x.shape[0], x.shape[2]), dtype=np.float32)
         _backward(x, weight_t, dpre, dx, dweight_t, dbias)
         dweight = torch.from_numpy(np.ascontiguousarray(dweight_t.sum(0).T))
-        return torch.from_numpy(dx).to(ctx.dtype), dweight, torch.from_numpy(dbias.sum(0))
+        return torch.from_numpy(dx).to(inputs.dtype), dweight, torch.from_numpy(dbias.sum(0))
 
 
 def causal_conv_silu(x, weight, bias):
@@ -101,14 +104,14 @@ def causal_conv_silu(x, weight, bias):
         return _on_cuda(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
         return _CausalConvSilu.apply(x, weight, bias)
-    return causal_conv_silu_of(x, 0, weight, bias)
+    return causal_conv_silu_of(x, 0, weight, bias).to(x.dtype)
 
 
 def causal_conv_silu_of(x, start, weight, bias):
-    """Of the channels of x [B, L, C] from `start` on, without gradients: [B, L, E] in x's dtype."""
-    out = empty_array((*x.shape[:2], weight.shape[0]), x.dtype)
+    """Of the channels of x [B, L, C] from `start` on, without gradients: [B, L, E] in float32."""
+    out = np.empty((*x.shape[:2], weight.shape[0]), dtype=np.float32)
     _forward(as_kernel_array(x), start, as_array(weight.T), as_array(bias), out, True)
-    return as_tensor(out)
+    return torch.from_numpy(out)
 
 
 def _on_cuda(x, weight, bias):

@@ -4,6 +4,9 @@ Numba would call the scalar exp of the C library for every element. Here 2^x is 
 error 2e-7, exactly 1 at 0, so that a decay of nothing leaves a state unchanged) and an addition to the exponent's bits.
 """
 
+import hashlib
+from pathlib import Path
+
 import llvmlite.binding
 import numba
 import numpy as np
@@ -18,6 +21,18 @@ FASTMATH = {"contract", "nnan", "ninf", "nsz", "arcp"}
 _ROUND = f32(1.5 * 2**23)  # added to a small float32, leaves its nearest integer in the low bits
 
 
+def _keep_compiled_by_content() -> None:
+    """Have numba keep compiled kernels in a folder named by all kernels' sources.
+
+    It looks at the file of a kernel only, so that after a change here it would go on with what it had compiled.
+    """
+    if not numba.config.CACHE_DIR:
+        digest = hashlib.sha256()
+        for path in sorted(Path(__file__).parent.glob("*.py")):
+            digest.update(path.read_bytes())
+        numba.config.CACHE_DIR = str(Path(__file__).parent / "__pycache__" / digest.hexdigest()[:16])
+
+
 def _use_wide_vectors() -> None:
     """Let the compiler use 512-bit vectors where the CPU has them; by default it holds to 256 on many that do."""
     features = llvmlite.binding.get_host_cpu_features()
@@ -26,6 +41,7 @@ def _use_wide_vectors() -> None:
         numba.config.CPU_FEATURES = features.flatten() + ",-prefer-256-bit"
 
 
+_keep_compiled_by_content()
 _use_wide_vectors()
 
 
@@ -51,7 +67,7 @@ def bits_from_float(typingctx, value):
 
 @numba.njit(inline="always", fastmath=FASTMATH)
 def exp2_nonpositive(x):
-    """2^x for x <= 0 in float32; below -126, 2^-126."""
+    """2^x for x <= 0 in float32 (right up to 126); below -126, 2^-126."""
     x = max(x, f32(-126.0))
     shifted = x + _ROUND
     r = x - (shifted - _ROUND)
@@ -109,6 +125,8 @@ def _rounded(array, value):
 
         def to_bfloat16(array, value):
             bits = bits_from_float(value)
+            if (bits & np.int32(0x7FFFFFFF)) > np.int32(0x7F800000):  # not a number: rounding up could make it one
+                return np.uint16(0x7FC0)
             return np.uint16((bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16))
 
         return to_bfloat16

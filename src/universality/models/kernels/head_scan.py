@@ -23,8 +23,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from universality.models.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array
-from universality.models.kernels.elementary import FASTMATH, LOG2E, exp2_nonpositive, load, rounded, silu, softplus
+from universality.models.kernels.arrays import as_array, as_kernel_array
+from universality.models.kernels.elementary import FASTMATH, LOG2E, exp2_nonpositive, load, silu, softplus
 
 _CHUNK = 64  # positions: the masked product grows with it, the number of states between chunks falls
 
@@ -59,7 +59,7 @@ def chunked_scan(x, delta, A, B, C, D, initial_state=None):
     x, delta, B, C = (_padded(v.float(), padding) for v in (x, delta, B, C))
     chunks = (n_batch, (length + padding) // size, size)
     # Heads of a group stay beside each other, so that what they share, B and C, takes part in one product for all.
-    decay = torch.cumsum((delta * A.float()).reshape(*chunks, groups, -1), 2)  # g_t: [B, c, l, G, H/G]
+    decay = running_sum((delta * A.float()).reshape(*chunks, groups, -1), 2)  # g_t: [B, c, l, G, H/G]
     written = (x * delta[..., None]).reshape(*chunks, groups, heads // groups, width)
     B, C = (v.reshape(*chunks, groups, n_state).transpose(2, 3) for v in (B, C))  # [B, c, G, l, N]
     y = _within_chunks(B, C, decay, written)
@@ -68,6 +68,12 @@ def chunked_scan(x, delta, A, B, C, D, initial_state=None):
     y = y + torch.exp(decay)[..., None] * earlier
     y = y.reshape(n_batch, -1, heads, width)[:, :length]
     return (y + skip).to(dtype), last
+
+
+def running_sum(x, axis):
+    """torch.cumsum, which has no deterministic form on a GPU, as a triangular product."""
+    ones = torch.ones(x.shape[axis], x.shape[axis], dtype=x.dtype, device=x.device).tril()
+    return torch.tensordot(ones, x, dims=([1], [axis])).movedim(0, axis)
 
 
 def _padded(x, padding):
@@ -148,23 +154,27 @@ def _gated(mixed, projected, step_bias, step_low, step_high, A, D, n_state, y):
                     out[p] += (r0 * s0 + r1 * s1) + (r2 * s2 + r3 * s3)
             y_row, z_row = y[b, t, p0:p1], projected[b, t, p0:p1]
             for p in range(width):
-                y_row[p] = rounded(y, out[p] * silu(load(z_row[p])))
+                y_row[p] = out[p] * silu(load(z_row[p]))
 
 
 def gated_head_scan(mixed, projected, step_bias, step_limit, A, D, n_state):
-    """Without gradients: y * silu(z) [B, L, H * P] in the dtype of `mixed`.
+    """Without gradients: y * silu(z) [B, L, H * P] in float32.
 
     mixed [B, L, H * P + 2GN] is u, B and C beside each other; projected [B, L, H * P + ... + H] begins with z and ends
     with the step sizes before softplus and step_bias [H], which are then held within step_limit.
     """
     inner = projected.shape[2] - mixed.shape[2] - A.shape[0]
-    y = empty_array((*mixed.shape[:2], inner), mixed.dtype)
-    low, high = np.float32(step_limit[0]), np.float32(step_limit[1])
+    if inner % A.shape[0] or (mixed.shape[2] - inner) % (2 * n_state) or A.shape != D.shape:
+        raise ValueError(f"{tuple(mixed.shape)} and {tuple(projected.shape)} do not fit {len(A)} heads and N={n_state}")
+    y = np.empty((*mixed.shape[:2], inner), dtype=np.float32)
+    low, high = np.clip(np.array(step_limit), 0, np.finfo(np.float32).max).astype(
+        np.float32
+    )  # kernels know no infinity
     _gated(
         as_kernel_array(mixed), as_kernel_array(projected), as_array(step_bias), low, high, as_array(A) * LOG2E,
         as_array(D), n_state, y,
     )  # fmt: skip
-    return as_tensor(y)
+    return torch.from_numpy(y)
 
 
 def _on_cuda(x, delta, A, B, C, D, initial_state):

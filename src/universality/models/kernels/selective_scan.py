@@ -22,6 +22,7 @@ positive (after softplus), A negative.
 import numba
 import numpy as np
 import torch
+from torch.autograd.function import once_differentiable
 
 from universality.models.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array
 from universality.models.kernels.elementary import (
@@ -208,31 +209,43 @@ class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, delta, A, B, C, D, initial_state):
         n_batch, n_pos, n_chan = u.shape
-        arrays = [as_array(u), as_array(delta), _decay_rates(A), as_array(B), as_array(C), as_array(D)]
+        u_np, delta_np, *parameters = _arrays(u, delta, A, B, C, D)
         state = _initial(initial_state, n_batch, A)
         y = empty_array((n_batch, n_pos, n_chan), u.dtype)
-        stored = np.empty((n_batch, -(-n_pos // _CHUNK), A.shape[1], n_chan), dtype=np.float32)
-        u_np, delta_np, *parameters = arrays
+        stored = _NOT_STORED
+        if any(ctx.needs_input_grad):
+            stored = np.empty((n_batch, -(-n_pos // _CHUNK), A.shape[1], n_chan), dtype=np.float32)
         _forward(u_np, delta_np, _NO_BIAS, *parameters, _NO_GATE, 0, state, y, stored)
-        ctx.arrays = (*arrays, stored)
-        ctx.dtypes = [t.dtype for t in (u, delta, A, B, C, D)]
+        ctx.save_for_backward(u, delta, A, B, C, D)
+        ctx.stored = stored
         ctx.has_initial_state = initial_state is not None
         return as_tensor(y), torch.from_numpy(state).transpose(1, 2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy, dlast):
-        *arrays, stored = ctx.arrays
-        u, _, A_t, B, _, D = arrays
+        inputs = ctx.saved_tensors
+        u, delta, A_t, B, C, D = _arrays(*inputs)
         dstate = as_array(dlast.transpose(1, 2)).copy()
         du, ddelta = np.empty_like(u), np.empty_like(u)
         dA_t = np.zeros((u.shape[0], *A_t.shape), dtype=np.float32)
         dB, dC = np.zeros_like(B), np.zeros_like(B)
         dD = np.zeros((u.shape[0], D.shape[0]), dtype=np.float32)
-        _backward(*arrays, stored, as_array(dy), dstate, du, ddelta, dA_t, dB, dC, dD)
+        _backward(u, delta, A_t, B, C, D, ctx.stored, as_array(dy), dstate, du, ddelta, dA_t, dB, dC, dD)
         grads = [du, ddelta, dA_t.sum(0).T, dB, dC, dD.sum(0)]
-        grads = [torch.from_numpy(np.ascontiguousarray(g)).to(t) for g, t in zip(grads, ctx.dtypes, strict=True)]
+        grads = [torch.from_numpy(np.ascontiguousarray(g)).to(x.dtype) for g, x in zip(grads, inputs, strict=True)]
         initial = torch.from_numpy(dstate).transpose(1, 2) if ctx.has_initial_state else None
         return (*grads, initial)
+
+
+def _arrays(u, delta, A, B, C, D) -> list[np.ndarray]:
+    """What the kernels take; raises ValueError for shapes that they would read beyond."""
+    (n_batch, n_pos, n_chan), n_state = u.shape, A.shape[1]
+    small = (n_batch, n_pos, n_state)
+    if (delta.shape, A.shape, B.shape, C.shape, D.shape) != (u.shape, (n_chan, n_state), small, small, (n_chan,)):
+        shapes = [tuple(x.shape) for x in (u, delta, A, B, C, D)]
+        raise ValueError(f"shapes of u, delta, A, B, C, D do not fit each other: {shapes}")
+    return [as_array(u), as_array(delta), _decay_rates(A), as_array(B), as_array(C), as_array(D)]
 
 
 def _decay_rates(A: torch.Tensor) -> np.ndarray:
@@ -246,23 +259,22 @@ def _initial(state: torch.Tensor | None, n_batch: int, A: torch.Tensor) -> np.nd
 
 
 def selective_scan(u, delta, A, B, C, D, initial_state=None):
-    """Fused and differentiable. Returns (y [B, L, E] in u's dtype, last state [B, E, N] in float32)."""
+    """Fused and differentiable once. Returns (y [B, L, E], bfloat16 if u is and else float32; last state, float32)."""
     if u.device.type == "cuda":
         return _on_cuda(u, delta, A, B, C, D, initial_state)
     return _SelectiveScan.apply(u, delta, A, B, C, D, initial_state)
 
 
 def gated_scan(u, step, step_bias, A, B, C, D, xz):
-    """Without gradients: y * silu(z) [B, L, E] in u's dtype, with delta = softplus(step + step_bias).
+    """Without gradients: y * silu(z) [B, L, E], with delta = softplus(step + step_bias), in float32.
 
-    u, step [B, L, E]; step_bias [E]; z is the second half of xz [B, L, 2E]; bfloat16 or float32.
+    u, step [B, L, E]; step_bias [E]; z is the second half of xz [B, L, 2E], bfloat16 or float32.
     """
-    y = empty_array(u.shape, u.dtype)
-    _forward(
-        as_kernel_array(u), as_kernel_array(step), as_array(step_bias), _decay_rates(A), as_array(B), as_array(C),
-        as_array(D), as_kernel_array(xz), u.shape[2], _initial(None, u.shape[0], A), y, _NOT_STORED,
-    )  # fmt: skip
-    return as_tensor(y)
+    u_np, step_np, *parameters = _arrays(u, step, A, B, C, D)
+    y, state = np.empty(u.shape, dtype=np.float32), _initial(None, u.shape[0], A)
+    gate = as_kernel_array(xz)
+    _forward(u_np, step_np, as_array(step_bias), *parameters, gate, u.shape[2], state, y, _NOT_STORED)
+    return torch.from_numpy(y)
 
 
 def _on_cuda(u, delta, A, B, C, D, initial_state):
