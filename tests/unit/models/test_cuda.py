@@ -13,6 +13,15 @@ from universality.models.kernels.selective_scan import selective_scan, selective
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_job(monkeypatch):
+    """Deterministic, as every job computes."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def on_gpu(*shapes):
     g = torch.Generator().manual_seed(0)
     return [torch.randn(*shape, generator=g).cuda() for shape in shapes]
