@@ -352,6 +352,8 @@ def test_a_mask_that_does_not_fit_and_a_token_that_is_none_are_errors(family):
     model = tiny_model(family)
     with pytest.raises(StudyError, match=r"mask: has shape \(2, 5\), the tokens have \(3, 16\)"):
         model.run(tokens(), mask=torch.ones(2, 5))
+    with pytest.raises(StudyError, match="tokens: a sequence needs at least one token"):
+        model.run(tokens()[:, :0])
     wrong = tokens().clone()
     wrong[0, 3] = 999
     with pytest.raises(IndexError):

@@ -123,6 +123,8 @@ class LanguageModel:
         return Run(scores, captured)  # type: ignore[arg-type]
 
     def _check(self, length: int) -> None:
+        if not length:
+            raise StudyError("tokens: a sequence needs at least one token")
         named: dict[tuple[str, int], str] = {}
         for site in (*self._taps.capture, *self._taps.edits):
             if template(site) not in self.sites:
