@@ -84,8 +84,3 @@ def write_store(folder: Path, values: torch.Tensor, sizes: list[int], dtype: DTy
 @pytest.fixture(params=sorted(FAMILIES))
 def family(request) -> str:
     return request.param
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with what takes longest, or it would end up on one worker while the other has nothing left to do."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
