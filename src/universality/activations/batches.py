@@ -23,8 +23,8 @@ class ActivationBatches(ABC):
     """Rows [n_rows, d_in] of one site of one model, epoch after epoch, each epoch in another random order.
 
     Every row comes once an epoch. A batch may hold the end of one epoch and the beginning of the next: no rest is left
-    out. The sequence of batches depends on (seed, batch_size) alone, a stream's on the size of its buffer too; step s of
-    it depends on nothing before s.
+    out. The sequence of batches depends on (seed, batch_size) alone, a stream's on the size of its buffer too; a step
+    depends on nothing before it.
     """
 
     model: str
