@@ -7,7 +7,10 @@ Sites of layer L, besides those of the family:
                                        writes changes the state by the change of their sum
 """
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -16,31 +19,9 @@ from universality.models.kernels.selective_scan import selective_scan
 from universality.models.taps import Taps
 
 
-class Recurrence(Protocol):
+@dataclass(frozen=True)
+class Recurrence(ABC):
     """What both kinds of state-space layer have in common, over all positions of a run."""
-
-    @property
-    def length(self) -> int: ...
-
-    def scan(self, start: int, stop: int, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output of positions start to stop from the state before them (None: zeros), and the state after them."""
-        ...
-
-    def read(self, state: torch.Tensor, position: int) -> torch.Tensor:
-        """What `position` puts out when the state after it is `state`."""
-        ...
-
-    def write(self) -> torch.Tensor:
-        """What each position writes, not decayed: [B, L, *state]."""
-        ...
-
-    def decay(self, position: torch.Tensor) -> torch.Tensor:
-        """What is left of each position's write in the state after `position` [B]: [B, L, *state], 0 for later ones."""
-        ...
-
-
-class SelectiveRecurrence(NamedTuple):
-    """Mamba: u, delta [B, L, E]; A [E, N]; B, C [B, L, N]; D [E]; state [B, E, N]."""
 
     u: torch.Tensor
     delta: torch.Tensor
@@ -49,13 +30,35 @@ class SelectiveRecurrence(NamedTuple):
     C: torch.Tensor
     D: torch.Tensor
 
+    kernel: ClassVar[Callable]
+    """(u, delta, A, B, C, D, state before) -> (output, state after)."""
+
     @property
     def length(self) -> int:
         return self.u.shape[1]
 
-    def scan(self, start, stop, state):
+    def scan(self, start: int, stop: int, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output of positions start to stop from the state before them (None: zeros), and the state after them."""
         u, delta, B, C = (x[:, start:stop] for x in (self.u, self.delta, self.B, self.C))
-        return selective_scan(u, delta, self.A, B, C, self.D, state)
+        return type(self).kernel(u, delta, self.A, B, C, self.D, state)
+
+    @abstractmethod
+    def read(self, state: torch.Tensor, position: int) -> torch.Tensor:
+        """What `position` puts out when the state after it is `state`."""
+
+    @abstractmethod
+    def write(self) -> torch.Tensor:
+        """What each position writes, not decayed: [B, L, *state]."""
+
+    @abstractmethod
+    def decay(self, position: torch.Tensor) -> torch.Tensor:
+        """What is left of each position's write in the state after `position` [B]: [B, L, *state], 0 for later ones."""
+
+
+class SelectiveRecurrence(Recurrence):
+    """Mamba: u, delta [B, L, E]; A [E, N]; B, C [B, L, N]; D [E]; state [B, E, N]."""
+
+    kernel = selective_scan
 
     def read(self, state, position):
         return torch.einsum("ben,bn->be", state, self.C[:, position]) + self.D * self.u[:, position]
@@ -68,23 +71,10 @@ class SelectiveRecurrence(NamedTuple):
         return torch.exp(since[..., None] * self.A) * reached[:, :, None, None]
 
 
-class HeadRecurrence(NamedTuple):
+class HeadRecurrence(Recurrence):
     """Mamba-2: u [B, L, H, P]; delta [B, L, H]; A, D [H]; B, C [B, L, G, N]; state [B, H, P, N]."""
 
-    u: torch.Tensor
-    delta: torch.Tensor
-    A: torch.Tensor
-    B: torch.Tensor
-    C: torch.Tensor
-    D: torch.Tensor
-
-    @property
-    def length(self) -> int:
-        return self.u.shape[1]
-
-    def scan(self, start, stop, state):
-        u, delta, B, C = (x[:, start:stop] for x in (self.u, self.delta, self.B, self.C))
-        return chunked_scan(u, delta, self.A, B, C, self.D, state)
+    kernel = chunked_scan
 
     def read(self, state, position):
         C = self.C[:, position].repeat_interleave(self.u.shape[2] // self.C.shape[2], 1)

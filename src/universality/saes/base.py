@@ -7,6 +7,7 @@ with a variant's own activation and loss. Stored as sae-lens 6 folders: cfg.json
 W_enc [d_in, F], b_enc [F], W_dec [F, d_in], b_dec [d_in].
 """
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from universality.errors import StudyError
 from universality.storage import read_json, read_tensors, replacing, write_json, write_table, write_tensors
 
 
-class SAE(nn.Module):
+class SAE(nn.Module, ABC):
     """Base of all variants; a variant gives `activate` and `loss`."""
 
     architecture: ClassVar[str]
@@ -42,8 +43,9 @@ class SAE(nn.Module):
     def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
         return torch.addmm(self.b_enc - self.b_dec @ self.W_enc, x, self.W_enc)
 
+    @abstractmethod
     def activate(self, pre: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """Codes [B, F] of pre-activations [B, F]."""
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Codes [B, F] of inputs x [B, d_in]; most are zero."""
@@ -52,9 +54,9 @@ class SAE(nn.Module):
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         return torch.addmm(self.b_dec, codes, self.W_dec)
 
+    @abstractmethod
     def loss(self, x: torch.Tensor, warmth: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, codes [B, F]) on a batch; `warmth` rises from 0 to 1 over the warm-up."""
-        raise NotImplementedError
 
     def after_step(self) -> None:
         """Called after every optimiser step."""
