@@ -12,7 +12,7 @@ import importlib.util
 import torch
 from side_by_side import in_turn, ratio, table
 
-from universality.models.kernels.selective_scan import selective_scan, selective_scan_reference
+from universality.kernels.selective_scan import selective_scan, selective_scan_reference
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 # The study, checked before any job, and what the rules of all stages share.
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -31,6 +32,11 @@ def print_needs():
     print(total_line(needs(study), product_rate()), file=sys.stderr)
 
 
+def one_of(paths):
+    """A pattern that matches these and nothing else."""
+    return "|".join(re.escape(path) for path in paths) or "(?!)"
+
+
 wildcard_constraints:
     model="[A-Za-z][A-Za-z0-9_]*",
     variant="[A-Za-z][A-Za-z0-9_]*",
@@ -38,11 +44,14 @@ wildcard_constraints:
     seed=r"\d+",
     layer=r"\d+",
     shard=r"\d+",
+    dictionary=one_of(d.path for d in plan.dictionaries()),
+    evaluation=one_of(plan.evaluations_of_layers()),
+    crosscoder=one_of(plan.crosscoders()),
 
 
-def code(stage, *extra):
+def code(stage, *extra, module="commands"):
     """Hash of the code a stage runs: Snakemake does not see edits inside the package."""
-    return code_hash(ROOT, f"universality.{stage}.commands", extra)
+    return code_hash(ROOT, f"universality.{stage}.{module}", extra)
 
 
 def as_json(**settings):
@@ -96,33 +105,113 @@ def store_folder(wildcards, output):
     return str(Path(output[0]).parents[2])
 
 
-def sae_inputs(wildcards):
-    """What an SAE is trained on: the shards of its site, or the model and tokens to run it on."""
-    if study.activations.train == "stream":
+def trained_in(jobs, wildcards):
+    """The dictionaries that a job of the rule trains."""
+    return jobs.members or [plan.dictionary(wildcards.dictionary)]
+
+
+def dictionary_inputs(jobs):
+    """Input function: the shards of a job's sites, or the models and tokens to run them on."""
+
+    def inputs(wildcards):
+        first = trained_in(jobs, wildcards)[0]
+        if study.activations.train == "stream":
+            return {
+                "models": [f"results/models/{model}" for model in first.models],
+                "tokens": "results/corpus/tokens",
+            }
         return {
-            "model": f"results/models/{wildcards.model}",
-            "tokens": "results/corpus/tokens",
+            "activations": [
+                shard
+                for source in first.sources
+                for shard in plan.shards(*source, "train")
+            ]
         }
-    site = residual_site(int(wildcards.layer))
-    return {"activations": plan.shards(wildcards.model, site, "train")}
+
+    return inputs
 
 
-def sae_flags(wildcards, input):
-    """Every input of an SAE behind its flag."""
-    if study.activations.train == "stream":
-        return f"--stream-model {input.model} --tokens {input.tokens}"
-    return [f"--activations {shard}" for shard in input.activations]
+def source_flags(sources):
+    return [f"--source {model}:{site}" for model, site in sources]
 
 
-def sae_settings(wildcards):
-    """The variant and its training; what is streamed only where it is."""
-    settings = {
-        "variant": study.saes.variants[wildcards.variant],
-        "training": study.saes.training,
+def dictionary_flags(jobs):
+    """Parameter function: what a job trains on, every input behind its flag."""
+
+    def flags(wildcards, input):
+        sources = source_flags(trained_in(jobs, wildcards)[0].sources)
+        if study.activations.train == "stream":
+            models = [f"--stream-model {model}" for model in input.models]
+            return [*sources, *models, f"--tokens {input.tokens}"]
+        return sources + [f"--activations {shard}" for shard in input.activations]
+
+    return flags
+
+
+def dictionary_settings(jobs):
+    """Parameter function: what is trained and how; what is streamed only where it is."""
+
+    def settings(wildcards):
+        wanted = [
+            {"variant": d.variant.model_dump(mode="json"), "seed": d.seed}
+            for d in trained_in(jobs, wildcards)
+        ]
+        settings = {"saes": wanted, "training": study.saes.training}
+        if study.activations.train == "stream":
+            settings["stream"] = study.activations.stream
+        return as_json(**settings)
+
+    return settings
+
+
+def evaluated(wildcards):
+    """The dictionaries that an evaluation measures."""
+    return plan.evaluated(wildcards.get("evaluation") or wildcards.crosscoder)
+
+
+def evaluated_saes(wildcards):
+    return [f"results/saes/{dictionary.path}" for dictionary in evaluated(wildcards)]
+
+
+def evaluated_shards(wildcards):
+    sources = {
+        source for dictionary in evaluated(wildcards) for source in dictionary.sources
     }
-    if study.activations.train == "stream":
-        settings["stream"] = study.activations.stream
-    return as_json(**settings)
+    return [
+        shard
+        for source in sorted(sources)
+        for shard in plan.shards(*source, "evaluation")
+    ]
+
+
+def evaluated_models(wildcards):
+    models = {m for dictionary in evaluated(wildcards) for m in dictionary.models}
+    return [f"results/models/{model}" for model in sorted(models)]
+
+
+def evaluation_flags(wildcards, input):
+    """Every input of an evaluation behind its flag."""
+    names = {
+        "--sae": input.saes,
+        "--activations": input.activations,
+        "--model": input.models,
+    }
+    return [f"{flag} {path}" for flag, paths in names.items() for path in paths]
+
+
+def evaluation_settings(wildcards):
+    """Whose dictionaries they are, how they are measured, and what the models run on."""
+    saes = [
+        {
+            "sources": [f"{model}:{site}" for model, site in d.sources],
+            "variant": d.name,
+            "seed": d.seed,
+        }
+        for d in evaluated(wildcards)
+    ]
+    cache = study.activations.cache
+    run = {key: getattr(cache, key) for key in ("sample_seed", "products", "device")}
+    return as_json(saes=saes, evaluation=study.saes.evaluation, run=run)
 
 
 def evaluation_shards(wildcards):

@@ -14,7 +14,8 @@ rule all_report:
 rule report:
     input:
         models=rules.all_models.input,
-        features=rules.all_features.input,
+        saes=["results/saes/metrics.parquet"],
+        crosscoders=plan.crosscoder_tables(),
         alignment=rules.all_alignment.input,
         circuits=rules.all_circuits.input,
     output:
@@ -28,7 +29,7 @@ rule report:
     params:
         inputs=lambda wildcards, input: [
             f"--{kind} {path}"
-            for kind in ("models", "features", "alignment", "circuits")
+            for kind in ("models", "saes", "crosscoders", "alignment", "circuits")
             for path in getattr(input, kind)
         ],
         settings=section(study.report),

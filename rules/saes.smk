@@ -1,4 +1,6 @@
-# One sparse autoencoder for each model, variant, seed and layer that a comparison asks for.
+# Sparse autoencoders, transcoders and crosscoders, and how well each does on held-out documents. Trained from the store,
+# each is a job of its own; from running models, all that reads the same sites is one job and one pass, so each such
+# group has a rule of its own.
 
 
 localrules:
@@ -7,25 +9,85 @@ localrules:
 
 rule all_saes:
     input:
-        [f"results/saes/{features.path}" for features in plan.feature_sets()],
+        [f"results/saes/{dictionary.path}" for dictionary in plan.dictionaries()],
+        "results/saes/metrics.parquet",
 
 
-rule saes:
+for jobs in plan.dictionary_jobs():
+
+    rule:
+        name:
+            jobs.rule
+        input:
+            unpack(dictionary_inputs(jobs)),
+        output:
+            [
+                directory(f"results/saes/{path}")
+                for path in [member.path for member in jobs.members]
+                or ["{dictionary}"]
+            ],
+        log:
+            f"logs/saes/{jobs.rule if jobs.members else '{dictionary}'}.log",
+        benchmark:
+            f"logs/saes/{jobs.rule if jobs.members else '{dictionary}'}.tsv"
+        threads: study.saes.threads
+        params:
+            inputs=dictionary_flags(jobs),
+            outs=lambda wildcards, output: [f"--out {path}" for path in output],
+            settings=dictionary_settings(jobs),
+            checkpoint=f"checkpoints/saes/{jobs.rule if jobs.members else '{dictionary}'}.pt",
+            threads=study.saes.threads,
+            code=code("saes"),
+        shell:
+            "universality saes train {params.inputs} --settings {params.settings:q} {params.outs}"
+            " --checkpoint {params.checkpoint} --on-mismatch restart --threads {params.threads} --log {log}"
+
+
+rule saes_evaluation:
     input:
-        unpack(sae_inputs),
+        saes=evaluated_saes,
+        activations=evaluated_shards,
+        models=evaluated_models,
+        tokens="results/corpus/tokens",
     output:
-        directory("results/saes/{model}/{variant}/seed_{seed}/layer_{layer}"),
+        "results/saes/{evaluation}.json",
     log:
-        "logs/saes/{model}/{variant}/seed_{seed}/layer_{layer}.log",
+        "logs/saes/{evaluation}.log",
     benchmark:
-        "logs/saes/{model}/{variant}/seed_{seed}/layer_{layer}.tsv"
+        "logs/saes/{evaluation}.tsv"
     threads: study.saes.threads
     params:
-        inputs=sae_flags,
-        settings=sae_settings,
+        inputs=evaluation_flags,
+        settings=evaluation_settings,
         threads=study.saes.threads,
-        code=code("saes"),
+        code=code("saes", module="evaluation_commands"),
     shell:
-        "universality saes train {params.inputs} --model {wildcards.model}"
-        " --site resid_post.{wildcards.layer} --seed {wildcards.seed} --settings {params.settings:q}"
-        " --out {output} --threads {params.threads} --log {log}"
+        "universality saes evaluate {params.inputs} --tokens {input.tokens} --settings {params.settings:q}"
+        " --out {output[0]} --threads {params.threads} --log {log}"
+
+
+# An evaluation of a crosscoder writes a table of its features too, so it has a rule of its own.
+use rule saes_evaluation as saes_evaluation_of_crosscoder with:
+    output:
+        "results/saes/{crosscoder}.json",
+        "results/saes/{crosscoder}.features.parquet",
+    log:
+        "logs/saes/{crosscoder}.evaluation.log",
+    benchmark:
+        "logs/saes/{crosscoder}.evaluation.tsv"
+
+
+rule saes_metrics:
+    input:
+        [f"results/saes/{evaluation}.json" for evaluation in plan.evaluations()],
+    output:
+        "results/saes/metrics.parquet",
+    log:
+        "logs/saes/metrics.log",
+    benchmark:
+        "logs/saes/metrics.tsv"
+    params:
+        evaluations=lambda wildcards, input: [f"--evaluation {path}" for path in input],
+        code=code("saes", module="evaluation_commands"),
+    shell:
+        "universality saes gather {params.evaluations} --out {output} --log {log}"

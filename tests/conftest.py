@@ -15,6 +15,7 @@ from universality.corpus.settings import DocumentsSettings, FilesSource, Trained
 from universality.corpus.tokenizer import write_tokenizer
 from universality.models.language_model import FAMILIES, LanguageModel
 from universality.models.settings import TrainedModel
+from universality.saes.settings import SAETraining
 
 SENTENCE = "a model learns what its data holds and a feature fires where its meaning stands in the text of the study"
 LENGTH = 16
@@ -79,6 +80,14 @@ def write_store(folder: Path, values: torch.Tensor, sizes: list[int], dtype: DTy
         writer.finish()
         start += size
     return shards
+
+
+def small_training(**changes) -> SAETraining:
+    """How dictionaries of tests are trained."""
+    values = {"d_sae": 48, "learning_rate": 0.004, "batch_size": 256, "steps": 1500, "warmup_steps": 50}
+    values |= {"sparsity_warmup_steps": 50, "decay_fraction": 0.3, "dead_steps": 20, "gradient_norm": 1.0}
+    values |= {"products": "float32", "data_seed": 5, "checkpoint_steps": 10, "log_steps": 50}
+    return SAETraining(**values | changes)
 
 
 @pytest.fixture(params=sorted(FAMILIES))

@@ -9,6 +9,7 @@ import sys
 import typer
 
 from universality.errors import StudyError
+from universality.saes import evaluation_commands, exchange
 
 STAGES = ("corpus", "models", "activations", "saes", "features", "alignment", "circuits", "report", "study")
 
@@ -19,7 +20,11 @@ app = typer.Typer(
     add_completion=False,
 )
 for _stage in STAGES:
-    app.add_typer(importlib.import_module(f"universality.{_stage}.commands").app, name=_stage)
+    _commands = importlib.import_module(f"universality.{_stage}.commands").app
+    if _stage == "saes":
+        for _more in (evaluation_commands, exchange):
+            _commands.add_typer(_more.app)  # without a name of their own: they stand among the stage's commands
+    app.add_typer(_commands, name=_stage)
 
 
 def main() -> None:

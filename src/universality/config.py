@@ -12,7 +12,7 @@ from universality.errors import StudyError
 from universality.features.settings import FeaturesSettings
 from universality.models.settings import ModelsSettings
 from universality.report.settings import ReportSettings
-from universality.saes.settings import SAEsSettings, TopKSettings
+from universality.saes.settings import CROSSCODERS, AnyVariant, SAEsSettings, too_few_features
 from universality.settings import Settings, parse, read_yaml
 
 
@@ -31,11 +31,7 @@ class Study(Settings):
     @model_validator(mode="after")
     def _sections_fit_each_other(self):
         _check_comparisons(self)
-        for name, variant in self.saes.variants.items():
-            if isinstance(variant, TopKSettings) and variant.k > self.saes.training.d_sae:
-                raise ValueError(
-                    f"saes.variants.{name}.k: {variant.k} is more than saes.training.d_sae={self.saes.training.d_sae}"
-                )
+        _check_dictionaries(self)
         if self.activations.buffer_rows < self.saes.training.batch_size:
             raise ValueError(
                 f"activations.buffer_rows: {self.activations.buffer_rows} is less than "
@@ -47,6 +43,46 @@ class Study(Settings):
                 f"corpus.sequence_length={self.corpus.sequence_length}"
             )
         return self
+
+
+def _check_dictionaries(study: Study) -> None:
+    """What the saes section names must exist; the workflow's own folder names are no models'."""
+    saes, zoo = study.saes, study.models.zoo
+    if CROSSCODERS in zoo:
+        raise ValueError(f"models.zoo.{CROSSCODERS}: results/saes keeps crosscoders under that name; choose another")
+    named = [(f"saes.also[{number}]", one.model) for number, one in enumerate(saes.also)]
+    named += [(f"saes.transcoders.{name}", job.model) for name, job in saes.transcoders.items()]
+    named += [(f"saes.crosscoders.{name}", side.model) for name, job in saes.crosscoders.items() for side in job.sides]
+    for where, model in named:
+        if model not in zoo:
+            raise ValueError(f"{where}.model: {model!r} is not in models.zoo: {', '.join(zoo)}")
+    for number, one in enumerate(saes.also):
+        if one.variant not in saes.variants:
+            known = ", ".join(saes.variants)
+            raise ValueError(f"saes.also[{number}].variant: {one.variant!r} is not in saes.variants: {known}")
+    for name in saes.variants.keys() & saes.transcoders.keys():
+        raise ValueError(f"saes.transcoders.{name}: a variant has that name too; their results would share a folder")
+    variants: list[tuple[str, AnyVariant]] = [(f"variants.{name}", variant) for name, variant in saes.variants.items()]
+    variants += [(f"transcoders.{name}.dictionary", job.dictionary) for name, job in saes.transcoders.items()]
+    variants += [(f"crosscoders.{name}.dictionary", job.dictionary) for name, job in saes.crosscoders.items()]
+    for where, variant in variants:
+        problem = too_few_features(variant, saes.d_sae(variant))
+        if problem:
+            raise ValueError(f"saes.{where}.{problem}")
+    for name, job in saes.crosscoders.items():
+        for side in job.sides:
+            if side.layer >= zoo[side.model].n_layers:
+                raise ValueError(
+                    f"saes.crosscoders.{name}: layer {side.layer} is out of range: {side.model} has "
+                    f"n_layers={zoo[side.model].n_layers}"
+                )
+        if len({(side.model, side.layer) for side in job.sides}) < len(job.sides):
+            raise ValueError(f"saes.crosscoders.{name}.sides: one of them is named twice")
+    if saes.evaluation.sequences > study.activations.evaluation_sequences:
+        raise ValueError(
+            f"saes.evaluation.sequences: {saes.evaluation.sequences} is more than "
+            f"activations.evaluation_sequences={study.activations.evaluation_sequences}"
+        )
 
 
 def _check_comparisons(study: Study) -> None:

@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from universality.activations.sites import neuron_sites, residual_site
+from universality.activations.sites import layer_of, neuron_sites, residual_site, site_of_layer
 from universality.alignment.settings import Comparison, Side
 from universality.config import Study
 from universality.models.settings import STATE_SPACE_FAMILIES
+from universality.saes.settings import CROSSCODERS, AnyVariant
+
+_EVALUATION_RULES = ("saes_evaluation", "saes_evaluation_of_crosscoder", "saes_metrics")
 
 
 class FeatureSet(NamedTuple):
@@ -21,6 +24,32 @@ class FeatureSet(NamedTuple):
     def path(self) -> str:
         """Its place below results/saes and results/features."""
         return f"{self.model}/{self.variant}/seed_{self.seed}/layer_{self.layer}"
+
+
+class Dictionary(NamedTuple):
+    """Something to train in the saes stage: its place below results/saes, the (model, site) pairs that it reads, what
+    it is, and the seed of its initial weights."""
+
+    path: str
+    sources: tuple[tuple[str, str], ...]
+    variant: AnyVariant
+    seed: int
+
+    @property
+    def models(self) -> list[str]:
+        return sorted({model for model, _ in self.sources})
+
+    @property
+    def name(self) -> str:
+        """Of its variant, or of the transcoder or crosscoder."""
+        return self.path.split("/")[1]
+
+
+class DictionaryJobs(NamedTuple):
+    """A rule that trains dictionaries; `members`: all that a job of it trains in one pass, or none: one a job."""
+
+    rule: str
+    members: tuple[Dictionary, ...]
 
 
 class Cached(NamedTuple):
@@ -53,16 +82,16 @@ class Plan:
         return [f"results/activations/{model}/{site}/{split}/shard_{shard}" for shard in range(n_shards)]
 
     def cached(self) -> list[Cached]:
-        """Everything that the store holds: what SAEs are trained on, unless they run the model themselves; held-out
-        residual streams for their codes; held-out neurons where they are compared."""
+        """Everything that the store holds: what dictionaries are trained on, unless they run the model themselves; the
+        same sites of held-out documents; held-out neurons where they are compared."""
         cached = []
-        for model in self.compared_models():
-            layers = self.layers(model)
-            residual = [residual_site(layer) for layer in layers if model in self.models_with_features()]
-            neurons = [site for layer in layers for site in self.neuron_sites(model, layer)]
-            if residual and self.study.activations.train == "store":
-                cached.append(Cached(model, "train", residual))
-            cached.append(Cached(model, "evaluation", residual + neurons))
+        read = [source for dictionary in self.dictionaries() for source in dictionary.sources]
+        for model in sorted({model for model, _ in read} | set(self.compared_models())):
+            trained_on = sorted({site for name, site in read if name == model}, key=_in_order)
+            neurons = [site for layer in self.layers(model) for site in self.neuron_sites(model, layer)]
+            if trained_on and self.study.activations.train == "store":
+                cached.append(Cached(model, "train", trained_on))
+            cached.append(Cached(model, "evaluation", trained_on + neurons))
         return cached
 
     def cached_shards(self) -> list[str]:
@@ -88,10 +117,75 @@ class Plan:
         """The rules whose jobs make what the stage makes."""
         if stage == "corpus":
             return [f"corpus_{made}" for made in ("documents", "tokenizer", "tokens")]
-        return [cached.rule for cached in self.cached()] if stage == "activations" else [stage]
+        if stage == "activations":
+            return [cached.rule for cached in self.cached()]
+        if stage == "saes":
+            return [*(jobs.rule for jobs in self.dictionary_jobs()), *_EVALUATION_RULES]
+        return [stage]
+
+    def sets_of_saes(self) -> list[tuple[str, str, int]]:
+        """(model, variant, seed) of the SAEs that comparisons or `saes.also` ask for, each once."""
+        sides = [side for c in self._comparisons() if c.setting != "neurons" for side in (c.a, c.b)]
+        also = [(one.model, one.variant, one.seed) for one in self.study.saes.also]
+        return sorted({(side.model, str(side.variant), int(side.seed or 0)) for side in sides} | set(also))
+
+    def dictionaries(self) -> list[Dictionary]:
+        """All that the saes stage trains: SAEs, transcoders, crosscoders."""
+        saes = self.study.saes
+        found = [
+            Dictionary(f.path, ((f.model, residual_site(f.layer)),), saes.variants[f.variant], f.seed)
+            for one in self.sets_of_saes()
+            for f in self._of_layers(*one)
+        ]
+        for name, job in saes.transcoders.items():
+            kinds = job.dictionary.input, job.dictionary.target
+            for f in self._of_layers(job.model, name, job.seed):
+                sources = tuple((job.model, site_of_layer(kind, f.layer)) for kind in kinds)
+                found.append(Dictionary(f.path, sources, job.dictionary, job.seed))
+        for name, crosscoder in saes.crosscoders.items():
+            sources = tuple((side.model, residual_site(side.layer)) for side in crosscoder.sides)
+            found.append(Dictionary(f"{CROSSCODERS}/{name}", sources, crosscoder.dictionary, crosscoder.seed))
+        return found
+
+    def dictionary(self, path: str) -> Dictionary:
+        """The one at a place below results/saes."""
+        [found] = [dictionary for dictionary in self.dictionaries() if dictionary.path == path]
+        return found
+
+    def dictionary_jobs(self) -> list[DictionaryJobs]:
+        """From the store, each is a job of its own; from running models, what reads the same sites shares a pass."""
+        if self.study.activations.train == "store":
+            return [DictionaryJobs("saes", ())]
+        shared: dict[tuple, list[Dictionary]] = {}
+        for dictionary in self.dictionaries():
+            shared.setdefault(dictionary.sources, []).append(dictionary)
+        return [DictionaryJobs(_rule_name(sources), tuple(members)) for sources, members in shared.items()]
+
+    def evaluations(self) -> list[str]:
+        """Places below results/saes, without ending, of what was measured of the dictionaries."""
+        return [*self.evaluations_of_layers(), *self.crosscoders()]
+
+    def evaluations_of_layers(self) -> list[str]:
+        """Of SAEs and transcoders: all layers of a variant and seed share one."""
+        found = {_evaluation_of(dictionary) for dictionary in self.dictionaries()}
+        return sorted(found - set(self.crosscoders()))
+
+    def crosscoders(self) -> list[str]:
+        return [f"{CROSSCODERS}/{name}" for name in self.study.saes.crosscoders]
+
+    def evaluated(self, evaluation: str) -> list[Dictionary]:
+        """The dictionaries that one evaluation measures."""
+        return [dictionary for dictionary in self.dictionaries() if _evaluation_of(dictionary) == evaluation]
+
+    def crosscoder_tables(self) -> list[str]:
+        """Tables of crosscoders' features."""
+        return [f"results/saes/{path}.features.parquet" for path in self.crosscoders()]
+
+    def _of_layers(self, model: str, variant: str, seed: int) -> list[FeatureSet]:
+        return [FeatureSet(model, variant, seed, layer) for layer in self.layers(model)]
 
     def feature_sets(self) -> list[FeatureSet]:
-        """The SAEs that the comparisons ask for, each once."""
+        """The SAEs whose features the comparisons ask for, each once."""
         sides = [side for c in self._comparisons() if c.setting != "neurons" for side in (c.a, c.b)]
         return sorted({features for side in sides for features in self.side(side)})
 
@@ -99,11 +193,7 @@ class Plan:
         """The side's feature sets, in the order of its layers; none where neurons are compared."""
         if side.variant is None or side.seed is None:
             return []
-        return [FeatureSet(side.model, side.variant, side.seed, layer) for layer in self.layers(side.model)]
-
-    def models_with_features(self) -> list[str]:
-        """Models whose train activations some SAE needs."""
-        return sorted({features.model for features in self.feature_sets()})
+        return self._of_layers(side.model, side.variant, side.seed)
 
     def compared_models(self) -> list[str]:
         """Models that some comparison looks at."""
@@ -120,7 +210,11 @@ class Plan:
             *(f"results/corpus/{name}" for name in ("documents.parquet", "tokenizer", "tokens")),
             *(f"results/models/{model}" for model in self.models()),
             *self.cached_shards(),
-            *(f"results/{stage}/{path}" for stage in ("saes", "features") for path in features),
+            *(f"results/saes/{dictionary.path}" for dictionary in self.dictionaries()),
+            *(f"results/saes/{evaluation}.json" for evaluation in self.evaluations()),
+            *self.crosscoder_tables(),
+            "results/saes/metrics.parquet",
+            *(f"results/features/{path}" for path in features),
             *(f"results/alignment/{name}.{kind}" for name in comparisons for kind in ("parquet", "json")),
             *(f"results/circuits/induction_{model}.parquet" for model in self.models()),
             *(f"results/circuits/off_by_one_{model}.parquet" for model in self.state_space_models()),
@@ -137,3 +231,17 @@ class Plan:
 
     def _comparisons(self) -> list[Comparison]:
         return list(self.study.alignment.comparisons.values())
+
+
+def _evaluation_of(dictionary: Dictionary) -> str:
+    path = dictionary.path
+    return path if path.startswith(f"{CROSSCODERS}/") else f"{path.rpartition('/')[0]}/evaluation"
+
+
+def _in_order(site: str) -> tuple[int, str]:
+    """Sites by layer."""
+    return layer_of(site), site
+
+
+def _rule_name(sources: tuple[tuple[str, str], ...]) -> str:
+    return "saes_" + "_".join(f"{model}_{site}" for model, site in sources).replace(".", "_")

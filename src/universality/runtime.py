@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,8 +48,10 @@ def deterministic_torch(threads: int):
     return torch
 
 
-def progress(items: Iterable[T], what: str, total: int | None = None, done: int = 0) -> Iterator[T]:
-    """Pass `items` on, showing how many are done, the rate and the time left.
+def progress(
+    items: Iterable[T], what: str, total: int | None = None, done: int = 0, status: Callable[[], str] = str
+) -> Iterator[T]:
+    """Pass `items` on, showing how many are done, the rate and the time left, and what `status` says.
 
     A live bar on a terminal. Jobs with a log file share the terminal with others of the same run, and live bars would
     overwrite each other: they print a line with a bar now and then. Plain lines where there is no terminal.
@@ -58,25 +60,26 @@ def progress(items: Iterable[T], what: str, total: int | None = None, done: int 
         total = len(items) + done  # type: ignore[arg-type]
     has_log_file = any(isinstance(handler, logging.FileHandler) for handler in log.handlers)
     if sys.stderr.isatty() and not has_log_file:
-        yield from _bar(items, what, total, done)
+        yield from _bar(items, what, total, done, status)
     else:
-        yield from _lines(items, what, total, done)
+        yield from _lines(items, what, total, done, status)
 
 
-def _bar(items: Iterable[T], what: str, total: int, done: int) -> Iterator[T]:
+def _bar(items: Iterable[T], what: str, total: int, done: int, status: Callable[[], str]) -> Iterator[T]:
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     columns += [TextColumn("{task.fields[rate]:.1f}/s"), TimeRemainingColumn()]
+    columns += [TextColumn("{task.fields[status]}")]
     from rich.console import Console
 
     start = time.monotonic()
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total, completed=done, rate=0.0)
+        task = bar.add_task(what, total=total, completed=done, rate=0.0, status="")
         for count, item in enumerate(items, 1):
             yield item
-            bar.update(task, advance=1, rate=count / max(time.monotonic() - start, 1e-9))
+            bar.update(task, advance=1, rate=count / max(time.monotonic() - start, 1e-9), status=status())
 
 
-def _lines(items: Iterable[T], what: str, total: int, done: int) -> Iterator[T]:
+def _lines(items: Iterable[T], what: str, total: int, done: int, status: Callable[[], str]) -> Iterator[T]:
     start = last = time.monotonic()
     on_terminal = sys.stderr.isatty()
     for count, item in enumerate(items, 1):
@@ -86,7 +89,8 @@ def _lines(items: Iterable[T], what: str, total: int, done: int) -> Iterator[T]:
             rate = count / max(now - start, 1e-9)
             left = (total - done - count) / rate
             bar = _drawn_bar((done + count) / total) if on_terminal else ""
-            log.info("%s: %s%d/%d, %.1f/s, %.0f s left", what, bar, done + count, total, rate, left)
+            said = f"; {status()}" if status() else ""
+            log.info("%s: %s%d/%d, %.1f/s, %.0f s left%s", what, bar, done + count, total, rate, left, said)
             last = now
 
 

@@ -1,6 +1,7 @@
 """The base of every settings class, and the one place where settings are parsed and their errors worded."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -15,6 +16,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 _DISCRIMINATORS = ("kind", "source", "architecture")  # fields that tell which of several classes settings are of
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+
+
+class OnMismatch(StrEnum):
+    """What becomes of a checkpoint that another training made."""
+
+    refuse = "refuse"
+    restart = "restart"
 
 
 class Settings(pydantic.BaseModel):

@@ -50,9 +50,11 @@ def docstrings(folder):
 
 @pytest.mark.parametrize("make", [txt, jsonl, parquet, hub_parquet, hub_jsonl, docstrings])
 def test_source(make, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "texts"  # beside the cache, whose files datasets would take for splits
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    settings = DocumentsSettings(source=make(tmp_path), min_characters=5, evaluation_fraction=0.5, split_seed=0)
+    settings = DocumentsSettings(source=make(folder), min_characters=5, evaluation_fraction=0.5, split_seed=0)
     table = collect_documents(settings).to_pydict()
     assert table["text"] == TEXTS
     assert len(set(table["id"])) == len(TEXTS)

@@ -7,24 +7,19 @@ recurrences of Mamba by its own code, so it is a second opinion there; the rest 
 `embed` is what the token embedding gives: without GPT-2's positions, before Falcon-H1's multiplier.
 """
 
-import fcntl
-import hashlib
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.interop.environment import peer_python
 from universality.models.language_model import LanguageModel
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent / "transformer_lens"
-ENVIRONMENT = ROOT / ".venv-transformer-lens"
 VOCABULARY, LENGTH = 50, 12
 
 MAMBA = "mamba.L.conv_in mamba.L.ssm_in mamba.L.delta mamba.L.B mamba.L.C mamba.L.state mamba.L.y mamba.L.gate"
@@ -81,22 +76,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="session")
 def lens_python() -> Path:
-    """The interpreter of transformer-lens' environment, made anew if its lock file is not the one it was made from."""
-    requirements, python, ready = HERE / "requirements.lock", ENVIRONMENT / "bin" / "python", ENVIRONMENT / ".ready"
-    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
-    with requirements.open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)  # workers share the environment: one makes it, the others wait
-        if not ready.is_file() or ready.read_text() != digest:
-            shutil.rmtree(ENVIRONMENT, ignore_errors=True)
-            subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-            # Most of what is installed is never imported: Python compiles the rest as it comes to it.
-            install = [python, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps", "-r", requirements]
-            made = subprocess.run(install, capture_output=True, text=True)
-            if made.returncode != 0:
-                errors = [line for line in made.stderr.splitlines() if line.startswith("ERROR")]
-                pytest.skip(f"transformer-lens' environment cannot be made: {(errors or [made.stderr.strip()])[-1]}")
-            ready.write_text(digest)
-    return python
+    return peer_python("transformer-lens")
 
 
 def random_model(family: str) -> torch.nn.Module:

@@ -8,13 +8,13 @@ from universality.provenance import code_hash, source_files
 from universality.study.dvc import STAGES
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = sorted({stage.package for stage in STAGES})
+MODULES = sorted({f"{stage.package}.{module}" for stage in STAGES for module in stage.modules})
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_the_closure_is_closed_under_real_imports(package):
+@pytest.mark.parametrize("module", MODULES)
+def test_the_closure_is_closed_under_real_imports(module):
     """Import every module of the closure in a fresh interpreter: nothing of ours outside it may have been loaded."""
-    files = source_files(ROOT / "src", f"universality.{package}.commands")
+    files = source_files(ROOT / "src", f"universality.{module}")
     names = [".".join(f.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__") for f in files]
     code = (
         "import importlib, sys\n"
@@ -23,7 +23,7 @@ def test_the_closure_is_closed_under_real_imports(package):
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert set(loaded) <= set(names)
-    assert f"universality.{package}.commands" in loaded
+    assert f"universality.{module}" in loaded
 
 
 def test_stages_do_not_depend_on_how_earlier_ones_compute():
@@ -35,6 +35,10 @@ def test_stages_do_not_depend_on_how_earlier_ones_compute():
     assert "models" not in packages("features") | packages("alignment") | packages("report")
     assert "saes" not in packages("models") | packages("activations") | packages("circuits") | packages("alignment")
     assert not {"alignment", "circuits", "report"} & packages("features")
+    # How dictionaries are measured, or exchanged with others, does not decide on what is trained.
+    names = {f.name for f in source_files(ROOT / "src", "universality.saes.commands")}
+    assert "training.py" in names
+    assert not {"evaluation.py", "splicing.py", "neuronpedia.py", "bootstrap.py"} & names
 
 
 def test_how_the_store_is_read_does_not_decide_on_what_is_in_it():

@@ -23,8 +23,9 @@ def environment() -> dict[str, str]:
 
 
 def stage_of(rule: str) -> str:
-    """The DVC stage of a rule; activations have a rule for each model and split."""
-    return "activations" if rule.startswith("activations_") else rule
+    """The DVC stage of a rule; activations have a rule for each model and split, saes for training and evaluation."""
+    several = [stage for stage in ("activations", "saes") if rule.startswith(f"{stage}_")]
+    return several[0] if several else rule
 
 
 def stage_edges(dot: str) -> set[tuple[str, str]]:

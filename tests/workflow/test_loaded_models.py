@@ -36,6 +36,9 @@ def loaded_models(study):
     study["corpus"]["tokenizer"] = {"kind": "pretrained", "name": "checkpoints/pythia"}
     study["activations"] |= {"train_sequences": 40, "evaluation_sequences": 20}
     study["activations"]["cache"]["shard_sequences"] = 20
+    sides = [{"model": "pythia", "layer": 1}, {"model": "mamba", "layer": 1}]
+    study["saes"] |= {"also": [], "transcoders": {}, "evaluation": study["saes"]["evaluation"] | {"sequences": 20}}
+    study["saes"]["crosscoders"]["neox_mamba"]["sides"] = sides
     side = {"variant": "topk", "seed": 0}
     study["alignment"]["comparisons"] = {
         "cross": {"setting": "cross_architecture", "a": {"model": "pythia", **side}, "b": {"model": "mamba", **side}},
@@ -51,6 +54,7 @@ def test_the_whole_study_runs_on_local_checkpoints(folders):
     metrics = json.loads((folders / "results" / "metrics.json").read_text())
     assert set(metrics["alignment"]) == {"cross", "neurons"}
     assert set(metrics["saes"]) == {"pythia/topk/seed_0", "mamba/topk/seed_0"}
+    assert set(metrics["crosscoders"]) == {"neox_mamba"}
     assert metrics["models"] == {}
     assert not (folders / "results" / "saes" / "mamba" / "topk" / "seed_0" / "layer_0").exists()
     assert "Nothing to be done" in snakemake(project, "-n").stdout
@@ -73,6 +77,7 @@ def test_a_mismatch_of_tokenizers_names_both_models(folders):
 
 def streamed(study):
     loaded_models(study)
+    study["saes"]["also"] = [{"model": "pythia", "variant": "relu_l1", "seed": 3}]  # shares a pass with another
     study["activations"] |= {"train": "stream", "buffer_rows": 300}
 
 
@@ -84,10 +89,12 @@ def test_a_study_that_trains_on_a_stream_stores_no_train_activations(folders):
         "activations_pythia_evaluation",
         "activations_mamba_evaluation",
     }
-    assert snakemake(project, "results/saes/pythia/topk/seed_0/layer_1").returncode == 0
+    made = ["pythia/topk/seed_0/layer_1", "crosscoders/neox_mamba"]
+    assert snakemake(project, *(f"results/saes/{path}" for path in made)).returncode == 0
     assert not (folders / "results" / "activations").exists()
     curves = read_table(folders / "results" / "saes" / "pythia" / "topk" / "seed_0" / "layer_1" / "training.parquet")
     assert curves["explained_variance"].to_pylist()[-1] > 0.2
+    assert (folders / "results" / "saes" / "pythia" / "relu_l1" / "seed_3" / "layer_1" / "cfg.json").exists()
 
 
 def test_dvc_knows_every_dependency_of_a_study_that_streams(folders):

@@ -3,7 +3,7 @@
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import torch
 
@@ -11,6 +11,7 @@ from universality.activations.prefetch import prefetch
 from universality.activations.shuffle import shuffled_epochs
 from universality.activations.statistics import Statistics, statistics
 from universality.activations.store import ActivationStore
+from universality.errors import StudyError
 
 _STATISTICS_ROWS = 1024  # rows a block of the sequential pass; part of what the sums' last digits depend on
 _GATHER_BYTES = 2**26
@@ -20,7 +21,7 @@ IN_MEMORY = _WAITING + 2  # with the one that is made and the one that is cut
 
 
 class ActivationBatches(ABC):
-    """Rows [n_rows, d_in] of one site of one model, epoch after epoch, each epoch in another random order.
+    """Rows [n_rows, d_in], epoch after epoch, each epoch in another random order.
 
     Every row comes once an epoch. A batch may hold the end of one epoch and the beginning of the next: no rest is left
     out. The sequence of batches depends on (seed, batch_size) alone, a stream's on the size of its buffer too; a step
@@ -32,12 +33,32 @@ class ActivationBatches(ABC):
     d_in: int
     n_rows: int
 
+    @property
+    @abstractmethod
+    def parts(self) -> list["SiteBatches"]:
+        """The sites whose values lie side by side in a row."""
+
+    @abstractmethod
     def batches(self, batch_size: int, seed: int, start_step: int = 0) -> Generator[torch.Tensor, None, None]:
         """Endless batches [batch_size, d_in], float32, from step `start_step` on.
 
         The next rows are made by a thread in the background, which ends when the generator is closed; its errors are
         raised here.
         """
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Tells the rows apart from all others; equal for equal rows."""
+
+
+class SiteBatches(ActivationBatches):
+    """The rows of one site of one model."""
+
+    @property
+    def parts(self) -> list["SiteBatches"]:
+        return [self]
+
+    def batches(self, batch_size: int, seed: int, start_step: int = 0) -> Generator[torch.Tensor, None, None]:
         with closing(prefetch(self._groups(seed, start_step * batch_size), _WAITING)) as groups:
             yield from _cut(groups, batch_size)
 
@@ -53,7 +74,7 @@ class ActivationBatches(ABC):
         """
 
 
-class StoredBatches(ActivationBatches):
+class StoredBatches(SiteBatches):
     """From the store, shuffled whole: each epoch is one permutation of all rows, drawn from (seed, epoch).
 
     Rows are gathered `gather_bytes` worth at a time, which spans many batches, by sweeps forward over the shards. At
@@ -71,10 +92,45 @@ class StoredBatches(ActivationBatches):
         """Of all rows, in the order of the store."""
         return statistics(self._store.blocks(_STATISTICS_ROWS))
 
+    def identity(self) -> str:
+        return " ".join(self._store.value_checksums)
+
     def _groups(self, seed: int, first: int) -> Iterator[torch.Tensor]:
         buffers = itertools.cycle([self._store.buffer(self._gather_rows) for _ in range(IN_MEMORY)])
         for rows in shuffled_epochs(self.n_rows, seed, first, self._gather_rows):
             yield self._store.gather(rows, next(buffers))
+
+
+class JoinedBatches(ActivationBatches):
+    """The rows of several sites side by side: the same tokens of one model, or of models that share a tokenizer.
+
+    Raises StudyError if there are not as many rows of each; what else makes rows the same, such as `check_aligned` for
+    stores, is to be checked before.
+    """
+
+    def __init__(self, parts: list[SiteBatches]):
+        self._parts = parts
+        self.model, self.site = (" + ".join(getattr(part, name) for part in parts) for name in ("model", "site"))
+        self.d_in, self.n_rows = sum(part.d_in for part in parts), parts[0].n_rows
+        for part in parts:
+            if part.n_rows != self.n_rows:
+                raise StudyError(
+                    f"{part.model} {part.site} has {part.n_rows} rows, {parts[0].model} {parts[0].site} {self.n_rows}; "
+                    "make both from the same sample"
+                )
+
+    @property
+    def parts(self) -> list[SiteBatches]:
+        return self._parts
+
+    def batches(self, batch_size: int, seed: int, start_step: int = 0) -> Generator[torch.Tensor, None, None]:
+        with ExitStack() as stack:
+            sources = [stack.enter_context(closing(part.batches(batch_size, seed, start_step))) for part in self._parts]
+            while True:
+                yield torch.cat([next(source) for source in sources], dim=1)
+
+    def identity(self) -> str:
+        return " + ".join(part.identity() for part in self._parts)
 
 
 def _cut(groups: Iterator[torch.Tensor], batch_size: int) -> Generator[torch.Tensor, None, None]:

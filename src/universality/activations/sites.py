@@ -19,6 +19,12 @@ def residual_site(layer: int) -> str:
     return f"resid_post.{layer}"
 
 
+def site_of_layer(kind: str, layer: int) -> str:
+    """The site of a kind in a layer: resid_mid is resid_mid.3, mlp.out is mlp.3.out."""
+    first, _, rest = kind.partition(".")
+    return f"{first}.{layer}.{rest}" if rest else f"{first}.{layer}"
+
+
 def neuron_sites(family: str, layer: int) -> list[str]:
     """The sites of one layer that make up its neurons, for the neuron baseline."""
     return [site.format(layer=layer) for site in _NEURONS[family]]

@@ -12,6 +12,7 @@ from universality.activations.format import (
     ENCODINGS,
     MANIFEST,
     ROWS,
+    VALUES,
     TokenRows,
     check_block,
     map_values,
@@ -127,6 +128,11 @@ class ActivationStore:
     def row_checksums(self) -> list[str]:
         """Of each shard's tokens, documents and positions; stores of the same tokens have the same."""
         return [shard.manifest.sha256[ROWS] for shard in self._shards]
+
+    @property
+    def value_checksums(self) -> list[str]:
+        """Of each shard's values."""
+        return [shard.manifest.sha256[VALUES] for shard in self._shards]
 
     def rows(self) -> TokenRows:
         """Token, document and position of every row."""

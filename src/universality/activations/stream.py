@@ -1,6 +1,6 @@
 """Batches for training straight from the model, for when the disk is short: the model runs instead of the store.
 
-Each SAE then pays for a forward pass over all that it is trained on. Sequences come in an order drawn from (seed,
+Each training then pays for a forward pass over all that it is trained on. Sequences come in an order drawn from (seed,
 epoch); a buffer is filled with the rows of as many of them as fit, shuffled whole, drawn from (seed, epoch, number of
 the buffer), and emptied before it is filled anew.
 """
@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from universality.activations.batches import ActivationBatches
+from universality.activations.batches import SiteBatches
 from universality.activations.cache import capture, kept_values, row_shape
 from universality.activations.format import ENCODINGS
 from universality.activations.sample import read_sample
 from universality.activations.settings import StreamSettings
 from universality.activations.statistics import Statistics, statistics
 from universality.models.loading import load_model
+from universality.storage import sha256
 
 
-class StreamedBatches(ActivationBatches):
+class StreamedBatches(SiteBatches):
     """The rows that the store of train activations would have, rounded as it would round them.
 
     Four buffers of `buffer_rows` rows in stored dtype at most are in memory at a time, beside the model.
@@ -30,6 +31,12 @@ class StreamedBatches(ActivationBatches):
     def __init__(self, model_folder: Path, tokens_folder: Path, site: str, settings: StreamSettings):
         self.model, self.site = model_folder.name, site
         self._where = str(model_folder)
+        self._identity = " ".join(
+            [
+                settings.canonical(),
+                *(sha256(path) for f in (model_folder, tokens_folder) for path in sorted(f.glob("*.*"))),
+            ]
+        )
         self._model = load_model(model_folder, settings.products, settings.device)
         self.d_in = torch.Size(row_shape(self._model, self._where, site)).numel()
         self._sample = read_sample(tokens_folder, "train", settings.sequences, settings.sample_seed)
@@ -42,6 +49,9 @@ class StreamedBatches(ActivationBatches):
         """Of the first sequences of the sample, as many as fill a buffer; the sample itself is in random order."""
         chosen = np.arange(min(self._buffer_sequences, len(self._sample.tokens)))
         return statistics(values.float() for values in self._values(chosen))
+
+    def identity(self) -> str:
+        return self._identity
 
     def _groups(self, seed: int, first: int) -> Iterator[torch.Tensor]:
         epoch, skipped = divmod(first, self.n_rows)

@@ -1,7 +1,6 @@
 """Sparse codes of the evaluation tokens: what fired, where and how strongly.
 
-A folder: codes.parquet (token, feature, value), sorted by token, then feature; summary.json with n_tokens, d_sae, L0,
-explained_variance (about the mean), dead (share of features that never fired).
+A folder: codes.parquet (token, feature, value), sorted by token, then feature; summary.json with n_tokens, d_sae.
 """
 
 from pathlib import Path

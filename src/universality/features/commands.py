@@ -32,7 +32,7 @@ def encode(
     threads: Threads = 1,
     log: Log = None,
 ) -> None:
-    """Write the sparse codes, and how well the SAE does on held-out documents."""
+    """Write the sparse codes."""
     configure(threads, log)
     parsed = parse_argument(FeaturesSettings, settings)
     deterministic_torch(threads)

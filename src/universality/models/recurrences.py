@@ -14,8 +14,8 @@ from typing import ClassVar
 
 import torch
 
-from universality.models.kernels.head_scan import chunked_scan, running_sum
-from universality.models.kernels.selective_scan import selective_scan
+from universality.kernels.head_scan import chunked_scan, running_sum
+from universality.kernels.selective_scan import selective_scan
 from universality.models.taps import Taps
 
 

@@ -4,8 +4,6 @@ The state is checkpointed every `checkpoint_steps`, so a killed training goes on
 bytes. A checkpoint made under other settings, tokens, code, libraries or threads is not used.
 """
 
-import hashlib
-import pickle
 from pathlib import Path
 
 import numba
@@ -14,6 +12,7 @@ import torch.nn.functional as F
 import transformers
 from transformers import AutoModelForCausalLM
 
+from universality.checkpoint import read_checkpoint, write_checkpoint
 from universality.corpus.tokenizer import load_tokenizer
 from universality.corpus.tokens import TokenSequences, read_tokens
 from universality.errors import StudyError
@@ -23,6 +22,7 @@ from universality.models.language_model import FAMILIES, LanguageModel
 from universality.models.settings import TrainedModel, TrainingSettings
 from universality.provenance import running_code
 from universality.runtime import log, progress
+from universality.settings import OnMismatch
 from universality.storage import replacing, sha256, write_json, write_table
 
 Curves = dict[str, list[float]]
@@ -50,7 +50,7 @@ def train_model(
     sequences = read_tokens(tokens_folder, "train")
     held_out = read_tokens(tokens_folder, "evaluation").tokens[: training.evaluation_sequences]
     trainer = _Trainer(name, model, training, sequences, torch.from_numpy(held_out).long())
-    trainer.fingerprint = _fingerprint(model, training, tokens_folder)
+    trainer.made_from = _made_from(model, training, tokens_folder)
     trainer.restore(checkpoint)
     trainer.run(checkpoint)
     curves = trainer.curves
@@ -86,7 +86,7 @@ class _Trainer:
         self.optimiser = _optimiser(self.model, settings.learning_rate, training.weight_decay)
         self.step = 0
         self.curves: Curves = {}
-        self.fingerprint = ""
+        self.made_from: dict[str, str] = {}
 
     def run(self, checkpoint: Path) -> None:
         steps = self.settings.steps
@@ -130,24 +130,16 @@ class _Trainer:
 
     def _save(self, checkpoint: Path) -> None:
         state = {
-            "fingerprint": self.fingerprint,
             "step": self.step,
             "curves": self.curves,
             "model": self.model.hf.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
-        with replacing(checkpoint) as temporary:
-            torch.save(state, temporary)
+        write_checkpoint(checkpoint, self.made_from, state)
 
     def restore(self, checkpoint: Path) -> None:
-        if not checkpoint.exists():
-            return
-        try:
-            state = torch.load(checkpoint, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-            state = {}
-        if not isinstance(state, dict) or state.get("fingerprint") != self.fingerprint:
-            log.info("%s: %s is damaged, or of other settings or code; training starts anew", self.name, checkpoint)
+        state = read_checkpoint(checkpoint, self.made_from, OnMismatch.restart)
+        if state is None:
             return
         self.model.hf.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -171,9 +163,13 @@ def _schedule(step: int, steps: int, training: TrainingSettings) -> float:
     return min(1.0, rise, fall)
 
 
-def _fingerprint(model: TrainedModel, training: TrainingSettings, tokens_folder: Path) -> str:
-    """Of everything that decides on a training's course: settings, tokens, our code, libraries, threads."""
-    tokens = [sha256(path) for path in sorted(tokens_folder.glob("*.*"))]
+def _made_from(model: TrainedModel, training: TrainingSettings, tokens_folder: Path) -> dict[str, str]:
+    """Everything that decides on a training's course: settings, tokens, our code, libraries, threads."""
     libraries = [f"{library.__name__} {library.__version__}" for library in (torch, numba, transformers)]
-    parts = [model.canonical(), training.canonical(), *tokens, running_code("universality.models.commands"), *libraries]
-    return hashlib.sha256("\n".join([*parts, f"{torch.get_num_threads()} threads"]).encode()).hexdigest()
+    return {
+        "settings": f"{model.canonical()} {training.canonical()}",
+        "tokens": " ".join(sha256(path) for path in sorted(tokens_folder.glob("*.*"))),
+        "code": running_code("universality.models.commands"),
+        "libraries": " ".join(libraries),
+        "threads": str(torch.get_num_threads()),
+    }

@@ -15,7 +15,7 @@ app = stage("Gather the results.")
 
 @app.command(
     epilog=example(
-        "report build --settings report.yaml --models models/neox --features features/neox/topk/seed_0/layer_0 "
+        "report build --settings report.yaml --models models/neox --saes saes/metrics.parquet "
         "--alignment alignment/cross.parquet --circuits circuits/induction_neox.parquet --metrics metrics.json "
         "--out report"
     )
@@ -23,11 +23,14 @@ app = stage("Gather the results.")
 def build(
     settings: Settings,
     models: Annotated[list[Path], typer.Option(help="A model folder; repeat for more.")],
-    features: Annotated[list[Path], typer.Option(help="A folder of codes; repeat for more.")],
+    saes: Annotated[Path, typer.Option(help="The table of all dictionaries' metrics.")],
     alignment: Annotated[list[Path], typer.Option(help="A comparison's table, its summary beside it; repeat.")],
     circuits: Annotated[list[Path], typer.Option(help="A table of circuit effects; repeat for more.")],
     metrics: Annotated[Path, typer.Option(help="Where metrics.json goes.")],
     out: Out,
+    crosscoders: Annotated[
+        list[Path] | None, typer.Option(help="A crosscoder's features, NAME.features.parquet; repeat for more.")
+    ] = None,
     threads: Threads = 1,
     log: Log = None,
 ) -> None:
@@ -36,4 +39,4 @@ def build(
     parsed = parse_argument(ReportSettings, settings)
     from universality.report.page import build_report
 
-    build_report(parsed, models, features, alignment, circuits, metrics, out)
+    build_report(parsed, models, saes, crosscoders or [], alignment, circuits, metrics, out)

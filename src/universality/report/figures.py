@@ -27,6 +27,7 @@ SETTING_COLOURS = {
     "neurons": "#b08968",
     "shuffled": "#9a9a9a",
 }
+_MARKERS = "os^Dv"  # of models
 
 
 def _svg(figure) -> str:
@@ -165,11 +166,56 @@ def training_curves(results: Results) -> str:
 
 
 def sae_quality(results: Results) -> str:
-    """L0 against explained variance on held-out documents, a point an SAE."""
+    """L0 against explained variance and against loss recovered on held-out documents, a point a dictionary and site."""
+    quality = results.sae_quality
+    variants, models = list(quality.variant.unique()), list(quality.model.unique())
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6, 3.6))
-        for (model, variant), rows in results.sae_quality.groupby(["model", "variant"]):
-            axis.scatter(rows.L0, rows.explained_variance, label=f"{model} {variant}", s=22)
-        axis.set(xlabel="L0 (active features per token)", ylabel="explained variance, held out", xscale="log")
+        figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+        for (model, variant), rows in quality.groupby(["model", "variant"]):
+            style = {"marker": _MARKERS[models.index(model) % len(_MARKERS)], "color": f"C{variants.index(variant)}"}
+            for axis, column in zip(axes, ("explained_variance", "loss_recovered"), strict=True):
+                axis.errorbar(
+                    rows.L0, rows[column], xerr=_error(rows, "L0"), yerr=_error(rows, column),
+                    label=f"{model} {variant}", linestyle="none", markersize=4, elinewidth=0.8, **style,
+                )  # fmt: skip
+        axes[0].set(ylabel="explained variance")
+        axes[1].set(ylabel="loss recovered")
+        for axis in axes:
+            axis.set(xlabel="L0 (active features per token)", xscale="log")
+        axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        return _svg(figure)
+
+
+def _error(rows: pd.DataFrame, column: str) -> np.ndarray:
+    """How far the interval reaches below and above [2, n]."""
+    return np.maximum([rows[column] - rows[f"{column}_low"], rows[f"{column}_high"] - rows[column]], 0)
+
+
+def firing_frequency(results: Results) -> str:
+    """How often live features fire, a line a variant, all of its dictionaries together."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6.5, 3))
+        for number, (variant, rows) in enumerate(results.sae_quality.groupby("variant", sort=False)):
+            counts = np.sum(rows.frequency_counts.tolist(), axis=0)
+            edges = [*rows.frequency_bins.iloc[0], 0.0]
+            axis.stairs(counts / max(counts.sum(), 1), edges, color=f"C{number}", label=variant)
+        axis.set(xlabel="log10 of the share of tokens that a feature fires at", ylabel="share of live features")
         axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        return _svg(figure)
+
+
+def norm_shares(results: Results) -> str:
+    """For each crosscoder: how many live features have which share of their decoder norm in a site; the last of two
+    sites is the first mirrored, and left out."""
+    with plt.rc_context(STYLE):
+        n_crosscoders = len(results.crosscoders)
+        figure, axes = plt.subplots(1, n_crosscoders, figsize=(5.5 * n_crosscoders, 3), squeeze=False)
+        for axis, (name, table) in zip(axes[0], results.crosscoders.items(), strict=True):
+            live, shares = table[~table.dead], [column for column in table.columns if column.startswith("share ")]
+            axis.axvspan(0.3, 0.7, color="#f0f0f0")
+            for column in shares[:1] if len(shares) == 2 else shares:
+                counts, edges = np.histogram(live[column], bins=40, range=(0, 1))
+                axis.stairs(counts, edges, label=column.removeprefix("share "))
+            axis.set(title=name, xlabel="share of a feature's decoder norm", ylabel="live features", xlim=(0, 1))
+            axis.legend(frameon=False, fontsize=8)
         return _svg(figure)

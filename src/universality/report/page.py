@@ -22,13 +22,14 @@ SETTING_NAMES = {
 def build_report(
     settings: ReportSettings,
     models: list[Path],
-    features: list[Path],
+    saes: Path,
+    crosscoders: list[Path],
     alignment: list[Path],
     circuits: list[Path],
     metrics_file: Path,
     out: Path,
 ) -> None:
-    results = read_results(models, features, alignment, circuits)
+    results = read_results(models, saes, crosscoders, alignment, circuits)
     measured = metrics(results)
     page = render(settings.title, results, measured)
     with replacing(out) as folder:
@@ -56,14 +57,15 @@ def _figures(results: Results) -> dict[str, str]:
     """Name -> SVG; a figure whose results the study does not have is left out."""
     settings = {c.summary["setting"] for c in results.comparisons.values()}
     drawn = {"mppc": figures.mppc_distributions(results), "circuits": figures.circuit_effects(results)}
+    drawn |= {"saes": figures.sae_quality(results), "frequency": figures.firing_frequency(results)}
     if "cross_architecture" in settings:
         drawn["depth"] = figures.depth_maps(results)
     if results.off_by_one:
         drawn["off_by_one"] = figures.off_by_one_profiles(results)
     if results.training:
         drawn["training"] = figures.training_curves(results)
-    if len(results.sae_quality):
-        drawn["saes"] = figures.sae_quality(results)
+    if results.crosscoders:
+        drawn["crosscoders"] = figures.norm_shares(results)
     return drawn
 
 

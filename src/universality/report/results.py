@@ -9,6 +9,9 @@ from scipy.stats import spearmanr
 
 from universality.storage import read_json, read_table
 
+QUALITY = ["L0", "explained_variance", "loss_recovered", "kl", "dead", "dense", "shrinkage"]
+"""What is told of a dictionary."""
+
 
 class Comparison(NamedTuple):
     """One comparison's features (a row each) and its means."""
@@ -18,36 +21,32 @@ class Comparison(NamedTuple):
 
 
 class Results(NamedTuple):
-    """`training`: model -> curves, of the models trained here; `sae_quality`: a row an SAE; `induction` and
-    `off_by_one`: model -> effects."""
+    """`training`: model -> curves, of the models trained here; `sae_quality`: a row a dictionary and site;
+    `crosscoders`: name -> features; `induction` and `off_by_one`: model -> effects."""
 
     training: dict[str, pd.DataFrame]
     sae_quality: pd.DataFrame
+    crosscoders: dict[str, pd.DataFrame]
     comparisons: dict[str, Comparison]
     induction: dict[str, pd.DataFrame]
     off_by_one: dict[str, pd.DataFrame]
 
 
-def read_results(models: list[Path], features: list[Path], alignment: list[Path], circuits: list[Path]) -> Results:
+def read_results(
+    models: list[Path], saes: Path, crosscoders: list[Path], alignment: list[Path], circuits: list[Path]
+) -> Results:
     training = {p.name: _frame(p / "training.parquet") for p in models if (p / "training.parquet").exists()}
-    quality = [_describe(folder) | read_json(folder / "summary.json") for folder in features]
+    features = {p.name.removesuffix(".features.parquet"): _frame(p) for p in crosscoders}
     comparisons = {p.stem: Comparison(_frame(p), read_json(p.with_suffix(".json"))) for p in alignment}
     induction, off_by_one = (
         {p.stem.removeprefix(task): _frame(p) for p in circuits if p.stem.startswith(task)}
         for task in ("induction_", "off_by_one_")
     )
-    return Results(training, pd.DataFrame(quality), comparisons, induction, off_by_one)
+    return Results(training, _frame(saes), features, comparisons, induction, off_by_one)
 
 
 def _frame(path: Path) -> pd.DataFrame:
     return read_table(path).to_pandas()
-
-
-def _describe(folder: Path) -> dict:
-    """Model, variant, seed and layer from a path such as features/neox/topk/seed_0/layer_3."""
-    model, variant, seed, layer = folder.parts[-4:]
-    numbers = {"seed": int(seed.removeprefix("seed_")), "layer": int(layer.removeprefix("layer_"))}
-    return {"model": model, "variant": variant, **numbers}
 
 
 def depth_map(table: pd.DataFrame, model: str) -> tuple[np.ndarray, list[int], list[int]]:
@@ -74,6 +73,7 @@ def metrics(results: Results) -> dict:
     return {
         "models": {name: _last_point(curves) for name, curves in results.training.items()},
         "saes": _sae_metrics(results.sae_quality),
+        "crosscoders": _crosscoder_metrics(results.sae_quality),
         "alignment": {name: _alignment_metrics(c) for name, c in results.comparisons.items()},
         "circuits": {
             "induction": {name: _induction_metrics(table) for name, table in results.induction.items()},
@@ -88,10 +88,24 @@ def _last_point(curves: pd.DataFrame) -> dict:
 
 
 def _sae_metrics(quality: pd.DataFrame) -> dict:
-    columns = ["L0", "explained_variance", "dead"]
-    means = quality.groupby(["model", "variant", "seed"], as_index=False)[columns].mean()
-    names = [f"{row.model}/{row.variant}/seed_{row.seed}" for row in means.itertuples()]
-    return {name: {c: float(means[c][i]) for c in columns} for i, name in enumerate(names)}
+    """SAEs and transcoders, means over layers."""
+    rows = quality[quality.kind != "crosscoder"]
+    means = rows.groupby(["model", "variant", "seed"])[QUALITY].mean()
+    return {f"{model}/{variant}/seed_{seed}": _plain(row) for (model, variant, seed), row in means.iterrows()}
+
+
+def _crosscoder_metrics(quality: pd.DataFrame) -> dict:
+    """Crosscoders, at each of their sites; which of the live features are shared, and exclusive to it, as shares."""
+    found: dict[str, dict] = {}
+    for row in quality[quality.kind == "crosscoder"].itertuples():
+        live = max(row.live, 1)
+        counted = {"shared": row.shared / live, "exclusive": row.exclusive / live}
+        found.setdefault(row.variant, {})[f"{row.model}:{row.site}"] = counted | _plain(row)
+    return found
+
+
+def _plain(row) -> dict:
+    return {name: float(getattr(row, name)) for name in QUALITY}
 
 
 def _alignment_metrics(comparison: Comparison) -> dict:

@@ -1,113 +1,249 @@
-"""Sparse autoencoders of the form
+"""Sparse dictionaries of the form
 
-    codes = activation((x - b_dec) @ W_enc + b_enc)        [B, F]
-    x_hat = codes @ W_dec + b_dec                          [B, d_in]
+    pre     = (x - b_dec) @ W_enc + b_enc                  [B, F]
+    codes   = activation(pre)                              [B, F], few of them not zero
+    x_hat   = codes @ W_dec + b_dec                        [B, d_out]
 
-with a variant's own activation and loss. Stored as sae-lens 6 folders: cfg.json and sae_weights.safetensors with
-W_enc [d_in, F], b_enc [F], W_dec [F, d_in], b_dec [d_in].
+with a variant's own activation and loss. A sparse autoencoder reconstructs its input (d_out = d_in); a transcoder
+another site. `encoder_centred` is false where the encoder does not subtract b_dec. W_enc [d_in, F] is laid out feature
+by feature in memory, as W_dec [F, d_out] is.
 """
 
 from abc import ABC, abstractmethod
-from pathlib import Path
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
-from universality.errors import StudyError
-from universality.storage import read_json, read_tensors, replacing, write_json, write_table, write_tensors
+from universality.activations.settings import Products
+from universality.saes.entries import DenseEntries, Entries, SparseEntries, product
+from universality.saes.sparse.pattern import Pattern
+from universality.saes.sparse.products import Projection
+from universality.saes.sparse.selection import Selected
+
+_CHUNK_BYTES = 2**26  # of pre-activations, which exist for a chunk of the rows at a time
+_PROBED_ROWS = 64  # from which the share of active features is told
+_SPARSE_SHARE = 1 / 32  # of active features, up to which sparse arithmetic is the quicker one
+_LAYER_NORM_EPSILON = 1e-5
+
+Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
+"""Of each row, by sae-lens' names: standardised; scaled to norm sqrt(d_in)."""
+
+
+class Step(NamedTuple):
+    """What a training step computes on a batch: the loss, where and how strongly features are active, x_hat [B, d]."""
+
+    loss: torch.Tensor
+    entries: Entries
+    values: torch.Tensor
+    x_hat: torch.Tensor
 
 
 class SAE(nn.Module, ABC):
-    """Base of all variants; a variant gives `activate` and `loss`."""
+    """Base of all variants."""
 
     architecture: ClassVar[str]
-    """Name of the variant in sae-lens."""
+    """Name of the variant in settings and, where it has one there, in sae-lens."""
+    unit_norm_decoder: ClassVar[bool] = True
+    """Are decoder rows kept at unit norm in training?"""
+    decoder_norm: ClassVar[float] = 1.0
+    """Of every decoder row at the start."""
+    starts_tied: ClassVar[bool] = True
+    """Is the encoder the decoder's transpose at the start? It is not where they are of different sites."""
+    always_sparse: ClassVar[bool] = False
+    """Does the activation itself bound how much is active?"""
+    encoder_centred: bool = True
+    dead_steps: int = 2**62
+    """In training, features that did not fire for so many steps are dead."""
+    products: Products = "float32"
+    normalisation: Normalisation = "none"
+    """What is done to each input before it is encoded, and undone to its reconstruction. Only loaded ones do it."""
 
-    def __init__(self, d_in: int, d_sae: int):
+    def __init__(self, d_in: int, d_sae: int, d_out: int | None = None):
         super().__init__()
-        self.W_enc = nn.Parameter(torch.zeros(d_in, d_sae))
+        self.W_enc = nn.Parameter(torch.zeros(d_sae, d_in).T)
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
-        self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.W_dec = nn.Parameter(torch.zeros(d_sae, d_out or d_in))
+        self.b_dec = nn.Parameter(torch.zeros(d_out or d_in))
+        self.register_buffer("steps_since_fired", torch.zeros(d_sae, dtype=torch.int64))
+        self._scratch: dict[str, torch.Tensor] = {}
 
-    def initialise(self, data_mean: torch.Tensor, decoder_norm: float, generator: torch.Generator) -> None:
-        """Random decoder directions of one norm, the encoder their transpose, b_dec at the data's mean [d_in]."""
-        with torch.no_grad():
-            directions = torch.randn(self.W_dec.shape, generator=generator)
-            self.W_dec.copy_(decoder_norm * directions / directions.norm(dim=1, keepdim=True))
-            self.W_enc.copy_(self.W_dec.T)
-            self.b_dec.copy_(data_mean)
+    @property
+    def d_in(self) -> int:
+        return self.W_enc.shape[0]
 
-    def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.addmm(self.b_enc - self.b_dec @ self.W_enc, x, self.W_enc)
+    @property
+    def d_sae(self) -> int:
+        return self.W_enc.shape[1]
 
-    @abstractmethod
-    def activate(self, pre: torch.Tensor) -> torch.Tensor:
-        """Codes [B, F] of pre-activations [B, F]."""
+    @property
+    def d_out(self) -> int:
+        return self.W_dec.shape[1]
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Codes [B, F] of inputs x [B, d_in]; most are zero."""
-        return self.activate(self.pre_activations(x))
-
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        return torch.addmm(self.b_dec, codes, self.W_dec)
+    # What a variant gives
 
     @abstractmethod
-    def loss(self, x: torch.Tensor, warmth: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """(loss, codes [B, F]) on a batch; `warmth` rises from 0 to 1 over the warm-up."""
+    def select(self, x: torch.Tensor) -> Selected:
+        """The entries that may be active, and their pre-activations, of x [B, d_in], by the kernels; no gradients."""
 
-    def after_step(self) -> None:
-        """Called after every optimiser step."""
+    @abstractmethod
+    def kept(self, pre: torch.Tensor) -> torch.Tensor | float:
+        """The same by torch: 1 where an entry of pre [B, F] may be active, 0 elsewhere, or 1 for all."""
 
-    def config(self) -> dict:
-        """The variant's own keys of cfg.json."""
-        return {}
+    @abstractmethod
+    def values(self, entries: Entries) -> torch.Tensor:
+        """The codes at the entries."""
+
+    @abstractmethod
+    def loss(self, x: torch.Tensor, target: torch.Tensor, entries: Entries, sparsity_warmth: float) -> Step:
+        """On a batch x [B, d_in] whose reconstruction should be `target` [B, d_out]; `sparsity_warmth` rises from 0
+        to 1 over the warm-up."""
 
     @torch.no_grad()
-    def fold_input_scale(self, scale: float) -> None:
-        """Make an SAE trained on `scale * x` one that reads and writes x; the codes stay the same."""
-        self.W_enc.mul_(scale)
-        self.W_dec.div_(scale)
-        self.b_dec.div_(scale)
+    def after_step(self, step: Step) -> None:
+        """Called after every training step: counts the steps since each feature fired."""
+        self.steps_since_fired += 1
+        self.steps_since_fired[step.entries.fired(step.values)] = 0
+
+    def dead(self) -> torch.Tensor:
+        """The features [n] that have not fired in the last `dead_steps` training steps."""
+        return torch.nonzero(self.steps_since_fired >= self.dead_steps).flatten()
+
+    # What all share
+
+    @torch.no_grad()
+    def initialise(self, mean: torch.Tensor, generator: torch.Generator) -> None:
+        """Random decoder directions of one norm, the encoder their transpose or random too, b_dec at the target's mean
+        [d_out]."""
+        directions = torch.randn(self.W_dec.shape, generator=generator)
+        self.W_dec.copy_(self.decoder_norm * directions / directions.norm(dim=1, keepdim=True))
+        if self.starts_tied:
+            self.W_enc.copy_(self.W_dec.T)
+        else:
+            encoder = torch.randn(self.d_sae, self.d_in, generator=generator)
+            self.W_enc.copy_((encoder / encoder.norm(dim=1, keepdim=True)).T)
+        self.b_dec.copy_(mean)
+
+    def train_step(self, x: torch.Tensor, target: torch.Tensor, sparsity_warmth: float) -> Step:
+        """The loss on a batch, by whichever arithmetic is quicker for it."""
+        sparse = self.always_sparse or self._active_share(x) <= _SPARSE_SHARE
+        entries = self.sparse_entries(x) if sparse else self.dense_entries(x)
+        return self.loss(x, target, entries, sparsity_warmth)
+
+    def dense_entries(self, x: torch.Tensor) -> DenseEntries:
+        pre = product(self._centred(x), self.W_enc, self.products) + self.b_enc
+        return DenseEntries(pre, self.kept(pre.detach()), self.products)
+
+    def sparse_entries(self, x: torch.Tensor) -> SparseEntries:
+        with torch.no_grad():
+            pattern, pre = self.select(x)
+            centred = self._centred(x)
+        b_dec = self.b_dec if self.encoder_centred else None
+        return SparseEntries(Projection.apply(pre.float(), centred, self.W_enc, self.b_enc, b_dec, pattern), pattern)
+
+    def reconstruct(self, x: torch.Tensor, entries: Entries, values: torch.Tensor) -> torch.Tensor:
+        """x_hat [B, d_out] of codes with these values, those of x [B, d_in]."""
+        return entries.decode(values, self.W_dec) + self.b_dec
+
+    @torch.no_grad()
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Codes [B, F] of inputs x [B, d_in], dense."""
+        pre = product(self._centred(self._normalised(x)[0]), self.W_enc, self.products) + self.b_enc
+        return self.values(DenseEntries(pre, self.kept(pre), self.products))
+
+    @torch.no_grad()
+    def encode_sparse(self, x: torch.Tensor) -> tuple[Pattern, torch.Tensor]:
+        """The active entries of inputs x [B, d_in], and the codes there [n], all of them positive."""
+        pattern, pre = self.select(self._normalised(x)[0])
+        values = self.values(SparseEntries(pre.float(), pattern))
+        active = values > 0
+        return (pattern, values) if bool(active.all()) else (pattern.where(active.numpy()), values[active])
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """x_hat [B, d_out] of dense codes [B, F]; of a normalised input where inputs are normalised."""
+        return torch.addmm(self.b_dec, codes, self.W_dec)
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x_hat [B, d_out] of inputs x [B, d_in], through sparse codes."""
+        pattern, values = self.encode_sparse(x)
+        return self.from_codes(x, pattern, values)
+
+    @torch.no_grad()
+    def from_codes(self, x: torch.Tensor, pattern: Pattern, values: torch.Tensor) -> torch.Tensor:
+        """x_hat [B, d_out] from the sparse codes of inputs x [B, d_in]."""
+        x, mean, scale = self._normalised(x)
+        return self.reconstruct(x, SparseEntries(values, pattern), values) * scale + mean
+
+    @torch.no_grad()
+    def rescale(self, in_scale: torch.Tensor | float, out_scale: torch.Tensor | float) -> None:
+        """Make a dictionary from `in_scale * x` to `out_scale * y`, numbers or [d_in] and [d_out], one from x to y with
+        the same codes."""
+        self.W_enc.mul_(torch.as_tensor(in_scale).view(-1, 1))
+        self.W_dec.div_(torch.as_tensor(out_scale))
+        self.b_dec.div_(torch.as_tensor(out_scale))
+
+    def pre_chunks(self, x: torch.Tensor) -> Callable[[], Iterator[torch.Tensor]]:
+        """Pre-activations of x [B, d_in], a chunk of rows at a time, anew at each call.
+
+        A chunk lies in the memory of the one before. In bfloat16 the bias is two more inputs, its rounded value and the
+        rest: the sum is in float32 with all else, and costs nothing.
+        """
+        weights, bias, centred = self.W_enc.detach().T, self.b_enc.detach(), self._centred(x)
+        if self.products == "bfloat16":
+            rounded = bias.bfloat16()
+            left = self._memory("inputs", len(x), self.d_in + 2)
+            right = self._memory("weights", self.d_sae, self.d_in + 2)
+            left[:, :-2], left[:, -2:] = centred, 1.0
+            right[:, :-2], right[:, -2], right[:, -1] = weights, rounded, bias - rounded.float()
+        else:
+            left, right = centred, weights
+        size = max(1, _CHUNK_BYTES // (self.d_sae * left.itemsize))
+
+        def chunks() -> Iterator[torch.Tensor]:
+            for start in range(0, len(left), size):
+                part = left[start : start + size]
+                out = self._memory("pre", len(part), self.d_sae, left.dtype)
+                if self.products == "bfloat16":
+                    yield torch.mm(part, right.T, out=out)
+                else:
+                    yield torch.addmm(bias, part, right.T, out=out)
+
+        return chunks
+
+    def selected(self, x: torch.Tensor, choose: Callable[[torch.Tensor], Selected]) -> Selected:
+        """What `choose` selects from the pre-activations of each chunk of rows."""
+        parts = [choose(pre) for pre in self.pre_chunks(x)()]
+        return Pattern.stacked([part for part, _ in parts]), torch.cat([values for _, values in parts])
+
+    def _active_share(self, x: torch.Tensor) -> float:
+        with torch.no_grad():
+            probe = x[:_PROBED_ROWS]
+            return len(self.select(probe)[0]) / (len(probe) * self.d_sae)
+
+    def _centred(self, x: torch.Tensor) -> torch.Tensor:
+        return x - self.b_dec if self.encoder_centred else x
+
+    def _normalised(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float, torch.Tensor | float]:
+        """The rows as they are encoded; the mean and the scale that a reconstruction is put back with."""
+        if self.normalisation == "layer_norm":
+            mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+            return (x - mean) / (std + _LAYER_NORM_EPSILON), mean, std
+        if self.normalisation == "constant_norm_rescale":
+            scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+            return x / scale, 0.0, scale
+        return x, 0.0, 1.0
+
+    def _memory(self, name: str, rows: int, width: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        """Memory [rows, width] that is used again: new memory costs more than what is computed in it."""
+        kept = self._scratch.get(name)
+        if kept is None or kept.dtype != dtype or kept.shape[1] != width or len(kept) < rows:
+            kept = self._scratch[name] = torch.empty(rows, width, dtype=dtype)
+        return kept[:rows]
 
 
-def save_sae(sae: SAE, out: Path, metadata: dict, curves: dict[str, list]) -> None:
-    """Write a sae-lens 6 folder, with the training curves as training.parquet."""
-    d_in, d_sae = sae.W_enc.shape
-    cfg = {
-        "d_in": d_in,
-        "d_sae": d_sae,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "architecture": sae.architecture,
-        "metadata": metadata,
-        **sae.config(),
-    }
-    weights = {name: np.ascontiguousarray(p.detach().numpy()) for name, p in sae.named_parameters()}
-    with replacing(out) as folder:
-        folder.mkdir()
-        write_json(folder / "cfg.json", cfg)
-        write_tensors(folder / "sae_weights.safetensors", weights)
-        write_table(folder / "training.parquet", curves)
-
-
-def read_sae_folder(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """cfg and weights of a sae-lens folder. Raises StudyError if shapes disagree with cfg."""
-    cfg = read_json(folder / "cfg.json")
-    weights = {name: torch.from_numpy(a) for name, a in read_tensors(folder / "sae_weights.safetensors").items()}
-    required = ("architecture", "d_in", "d_sae") + (("k",) if cfg.get("architecture") == "topk" else ())
-    missing = [key for key in required if key not in cfg]
-    if missing:
-        raise StudyError(f"{folder / 'cfg.json'}: lacks {missing[0]!r}")
-    d_in, d_sae = cfg["d_in"], cfg["d_sae"]
-    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
-    for name, shape in shapes.items():
-        if name not in weights or tuple(weights[name].shape) != shape:
-            found = tuple(weights[name].shape) if name in weights else "nothing"
-            raise StudyError(f"{folder}: {name} should have shape {shape}, found {found}")
-    return cfg, weights
+def squared_error(target: torch.Tensor, x_hat: torch.Tensor) -> torch.Tensor:
+    """Mean over rows of the squared distance between rows of two [B, d]."""
+    return (target - x_hat).square().sum(-1).mean()

@@ -1,71 +1,245 @@
-"""Train one SAE on activations of one site, from the store or from a running model."""
+"""Train dictionaries on activations, from the store or from a running model: several at once from one pass over them.
+
+The state is checkpointed every `checkpoint_steps`. Everything random at a step is drawn from (seed, step), so a resumed
+training sees what it would have seen and ends with the same bytes.
+"""
 
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
+import numba
 import numpy as np
 import torch
 
 from universality.activations.batches import ActivationBatches
+from universality.activations.statistics import Statistics
+from universality.checkpoint import read_checkpoint, write_checkpoint
 from universality.errors import StudyError
+from universality.provenance import running_code
 from universality.runtime import log, progress
-from universality.saes.base import SAE, save_sae
-from universality.saes.settings import SAETraining, Variant
-from universality.saes.variants import build_sae
+from universality.saes.base import SAE, Step
+from universality.saes.build import initial_sae
+from universality.saes.crosscoder import Crosscoder
+from universality.saes.curves import Curves, TensorBoard
+from universality.saes.folder import save_sae
+from universality.saes.resampling import ResampledSAE
+from universality.saes.settings import AnyVariant, SAETraining, TranscoderSettings
+from universality.saes.sparse.adam import Adam
+from universality.saes.transcoder import Transcoder
+from universality.settings import OnMismatch
 
-_DECODER_NORM = {"topk": 1.0, "standard": 0.1}  # at the start, as in the papers the variants cite
-_LOG_STEPS = 50
+
+class Wanted(NamedTuple):
+    """A dictionary to train: what of, the seed of its initial weights, the folder it goes to."""
+
+    variant: AnyVariant
+    seed: int
+    out: Path
 
 
-def train_sae(batches: ActivationBatches, variant: Variant, training: SAETraining, seed: int, out: Path) -> None:
-    """Train on shuffled batches and write a sae-lens folder with curves.
+class Scaled(NamedTuple):
+    """How activations are brought to mean norm sqrt(width): the factor of each site, and the same for every dimension
+    [d_in]; the mean [d_in] then, and each site's variance, summed over its dimensions."""
 
-    Raises StudyError if there are fewer rows than a batch or a loss is not finite.
+    site_factors: list[float]
+    factors: torch.Tensor
+    mean: torch.Tensor
+    variances: list[float]
+    widths: list[int]
+
+
+def train_saes(
+    batches: ActivationBatches,
+    wanted: list[Wanted],
+    training: SAETraining,
+    checkpoint: Path,
+    on_mismatch: OnMismatch = OnMismatch.refuse,
+    tensorboard: Path | None = None,
+) -> None:
+    """Train on shuffled batches; write a folder each, with curves.
+
+    Raises StudyError if there are fewer rows than a batch, if activations are constant or not finite, if a loss stops
+    being finite, and for a checkpoint of another training.
     """
     if batches.n_rows < training.batch_size:
         raise StudyError(
             f"saes.training.batch_size: {training.batch_size} is more than the {batches.n_rows} rows of {batches.site}"
         )
-    data = batches.statistics()
+    scaled = _scaled(batches)
+    trainees = [Trainee(one, training, scaled) for one in wanted]
+    run = _Run(batches, trainees, training, checkpoint, _made_from(batches, wanted, training))
+    run.restore(on_mismatch)
+    with closing(TensorBoard(tensorboard, [one.out.relative_to(one.out.anchor).as_posix() for one in wanted])) as board:
+        run.go_on(scaled, board)
+    sites = [{"model_name": part.model, "hook_name": part.site} for part in batches.parts]
+    for trainee in trainees:
+        trainee.save(sites)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _scaled(batches: ActivationBatches) -> Scaled:
+    factors, means, variances = [], [], []
+    for part in batches.parts:
+        data = part.statistics()
+        _check(data, f"{part.model} {part.site}")
+        factor = float(np.sqrt(part.d_in)) / data.mean_norm
+        factors.append(factor)
+        means.append((data.mean * factor).float())
+        variances.append(data.variance * factor**2)
+    widths = [part.d_in for part in batches.parts]
+    of_dimensions = torch.tensor(factors).repeat_interleave(torch.tensor(widths))
+    return Scaled(factors, of_dimensions, torch.cat(means), variances, widths)
+
+
+def _check(data: Statistics, where: str) -> None:
+    if not np.isfinite(data.mean_norm):
+        raise StudyError(f"{where}: has activations that are not finite")
     if data.variance == 0:
-        raise StudyError(f"{batches.model} {batches.site}: is the same at every token; there is nothing to learn")
-    scale = float(np.sqrt(batches.d_in)) / data.mean_norm
-    sae = build_sae(batches.d_in, training.d_sae, variant)
-    sae.initialise((data.mean * scale).float(), _DECODER_NORM[sae.architecture], torch.Generator().manual_seed(seed))
-    curves = _optimise(sae, batches, scale, data.variance * scale**2, training, seed)
-    sae.fold_input_scale(scale)
-    context = {"model_name": batches.model, "hook_name": batches.site, "seed": seed}
-    save_sae(sae, out, context, curves)
-    log.info("%s %s: loss %.4f, L0 %.1f", batches.model, batches.site, curves["loss"][-1], curves["L0"][-1])
+        raise StudyError(f"{where}: is the same at every token; there is nothing to learn")
 
 
-def _optimise(
-    sae: SAE, batches: ActivationBatches, scale: float, variance: float, training: SAETraining, seed: int
-) -> dict[str, list]:
-    """Curves; `variance` is that of the scaled inputs."""
-    optimiser = torch.optim.Adam(sae.parameters(), lr=training.learning_rate, betas=(0.9, 0.999), fused=True)
-    curves: dict[str, list] = {"step": [], "loss": [], "L0": [], "explained_variance": []}
-    with closing(batches.batches(training.batch_size, seed)) as inputs:
-        for step in progress(range(training.steps), "sae steps"):
-            batch = next(inputs) * scale
-            warmth = min(1.0, (step + 1) / max(1, training.warmup_steps))
-            cooling = min(1.0, (training.steps - step) / max(1.0, training.decay_fraction * training.steps))
-            optimiser.param_groups[0]["lr"] = training.learning_rate * warmth * cooling
-            loss, codes = sae.loss(batch, warmth)
-            if not torch.isfinite(loss):
-                raise StudyError(
-                    f"SAE training: the loss at step {step} is {loss.item()}; lower saes.training.learning_rate"
-                )
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
-            optimiser.step()
-            sae.after_step()
-            if step % _LOG_STEPS == 0 or step == training.steps - 1:
-                with torch.no_grad():
-                    error = float((batch - sae.decode(codes)).square().sum(-1).mean())
-                curves["step"].append(step + 1)
-                curves["loss"].append(loss.item())
-                curves["L0"].append(float((codes > 0).sum(-1).float().mean()))
-                curves["explained_variance"].append(1 - error / variance)
-    return curves
+class Trainee:
+    """One dictionary with its optimiser and its curves."""
+
+    def __init__(self, wanted: Wanted, training: SAETraining, scaled: Scaled):
+        self.wanted, self.training, self.scaled = wanted, training, scaled
+        # A transcoder's input comes first, then what it is to predict; all others reconstruct what they read.
+        first = scaled.widths[0] if isinstance(wanted.variant, TranscoderSettings) else 0
+        self.read = slice(0, first or None)
+        self.written = slice(first, None)
+        self.variance = sum(scaled.variances[1:] if first else scaled.variances)
+        mean = scaled.mean[self.written]
+        d_sae = wanted.variant.d_sae or training.d_sae
+        self.sae: SAE = initial_sae(wanted.variant, d_sae, scaled.widths, mean, wanted.seed)
+        self.sae.products, self.sae.dead_steps = training.products, training.dead_steps
+        self.adam = Adam(self.sae, ("W_dec",) if self.sae.unit_norm_decoder else ())
+        self.curves = Curves()
+
+    def step(self, rows: torch.Tensor, number: int) -> None:
+        """Train on rows [B, sum of widths], scaled."""
+        training = self.training
+        x, target = rows[:, self.read], rows[:, self.written]
+        sparsity_warmth = min(1.0, (number + 1) / max(1, training.sparsity_warmup_steps))
+        step = self.sae.train_step(x, target, sparsity_warmth)
+        if not torch.isfinite(step.loss):
+            raise StudyError(
+                f"SAE training: the loss at step {number} is {step.loss.item()}; lower saes.training.learning_rate"
+            )
+        step.loss.backward()
+        rate = _learning_rate(number, training, self.wanted.variant.learning_rate)
+        norm = self.adam.step(rate, training.gradient_norm)
+        self.sae.after_step(step)
+        self._resample(target, step, number)
+        if number % training.log_steps == 0 or number == training.steps - 1:
+            self._log(number, step, target, rate, norm)
+
+    def _resample(self, target: torch.Tensor, step: Step, number: int) -> None:
+        every = getattr(self.wanted.variant, "resample_steps", None)
+        if every is None or (number + 1) % every or not isinstance(self.sae, ResampledSAE):
+            return
+        drawn = np.random.SeedSequence([self.wanted.seed, number]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(drawn[0]))
+        anew = self.sae.resample(target, step, generator)
+        for name in ("W_enc", "W_dec", "b_enc"):
+            self.adam.forget(name, anew)
+
+    @torch.no_grad()
+    def _log(self, number: int, step: Step, target: torch.Tensor, rate: float, norm: float) -> None:
+        error = float((target - step.x_hat).square().sum(-1).mean())
+        self.curves.add(
+            step=number + 1,
+            loss=step.loss.item(),
+            L0=int((step.values > 0).sum()) / len(target),
+            explained_variance=1 - error / self.variance,
+            dead=len(self.sae.dead()) / self.sae.d_sae,
+            learning_rate=rate,
+            gradient_norm=norm,
+        )
+
+    def state(self) -> dict:
+        return {"sae": self.sae.state_dict(), "adam": self.adam.state(), "curves": self.curves.columns}
+
+    def restore(self, state: dict) -> None:
+        self.sae.load_state_dict(state["sae"])
+        self.adam.restore(state["adam"])
+        self.curves = Curves(state["curves"])
+
+    def save(self, sites: list[dict]) -> None:
+        """Write the folder; `sites` are model_name and hook_name of each site."""
+        sae, factors = self.sae.eval(), self.scaled.factors
+        sae.rescale(factors[self.read], factors[self.written])
+        save_sae(sae, self.wanted.out, self._metadata(sites), self.curves.columns)
+        log.info("%s: %s", self.wanted.out, self.curves.last())
+
+    def _metadata(self, sites: list[dict]) -> dict:
+        """What the folder tells of its making, under sae-lens' names where it has them."""
+        metadata: dict = {**sites[0], "seed": self.wanted.seed, "prepend_bos": True}
+        metadata |= {"training_architecture": self.sae.architecture, "training": self.training.model_dump(mode="json")}
+        metadata["variant"] = self.wanted.variant.model_dump(mode="json")
+        if isinstance(self.sae, Transcoder):
+            metadata["hook_name_out"] = sites[1]["hook_name"]
+        if isinstance(self.sae, Crosscoder):
+            metadata |= {"sites": sites, "widths": self.scaled.widths, "scales": self.scaled.site_factors}
+        return metadata
+
+
+class _Run:
+    """The training of some dictionaries, from the step it stands at."""
+
+    def __init__(
+        self,
+        batches: ActivationBatches,
+        trainees: list[Trainee],
+        training: SAETraining,
+        checkpoint: Path,
+        made_from: dict[str, str],
+    ):
+        self.batches, self.trainees, self.training = batches, trainees, training
+        self.checkpoint, self.made_from, self.done = checkpoint, made_from, 0
+
+    def go_on(self, scaled: Scaled, board: TensorBoard) -> None:
+        training, steps = self.training, self.training.steps
+        what = f"{self.batches.model} {self.batches.site} sae steps"
+        with closing(self.batches.batches(training.batch_size, training.data_seed, self.done)) as rows:
+            numbers = range(self.done, steps)
+            for number in progress(numbers, what, steps, self.done, status=self.trainees[-1].curves.last):
+                batch = next(rows).mul_(scaled.factors)
+                for trainee in self.trainees:
+                    trainee.step(batch, number)
+                board.add([trainee.curves for trainee in self.trainees])
+                self.done = number + 1
+                if self.done % training.checkpoint_steps == 0 and self.done < steps:
+                    self._save()
+
+    def _save(self) -> None:
+        state = {"done": self.done, "trainees": [trainee.state() for trainee in self.trainees]}
+        write_checkpoint(self.checkpoint, self.made_from, state)
+
+    def restore(self, on_mismatch: OnMismatch) -> None:
+        state = read_checkpoint(self.checkpoint, self.made_from, on_mismatch)
+        if state is None:
+            return
+        self.done = state["done"]
+        for trainee, its_state in zip(self.trainees, state["trainees"], strict=True):
+            trainee.restore(its_state)
+        log.info("going on from step %d of %s", self.done, self.checkpoint)
+
+
+def _learning_rate(step: int, training: SAETraining, own: float | None) -> float:
+    """Linear rise, plateau, linear fall to nothing."""
+    rise = (step + 1) / max(1, training.warmup_steps)
+    fall = (training.steps - step) / max(1.0, training.decay_fraction * training.steps)
+    return (own or training.learning_rate) * min(1.0, rise, fall)
+
+
+def _made_from(batches: ActivationBatches, wanted: list[Wanted], training: SAETraining) -> dict[str, str]:
+    """Everything that decides on a training's course."""
+    made_from = {f"saes.training.{key}": str(value) for key, value in training.model_dump(mode="json").items()}
+    return made_from | {
+        "variants or seeds": " ".join(f"{one.variant.canonical()} {one.seed}" for one in wanted),
+        "activations": batches.identity(),
+        "code": running_code("universality.saes.commands"),
+        "libraries": " ".join(f"{library.__name__} {library.__version__}" for library in (torch, numba, np)),
+        "threads": str(torch.get_num_threads()),
+    }

@@ -29,11 +29,13 @@ class Stage(NamedTuple):
     """Further files the stage depends on."""
     rules: str = ""
     """What names the stage's rules, where there are several and they follow from the study."""
+    modules: tuple[str, ...] = ("commands",)
+    """Those of the package that have the commands."""
 
 
-# Which models, SAEs and comparisons there are is decided by models.zoo and alignment.comparisons together.
+# Which models, SAEs and comparisons there are is decided by these together.
 _SHAPE = ("models.zoo", "alignment.comparisons")
-_STREAM = tuple(f"activations.{key}" for key in ("train", "train_sequences", "dtype", "buffer_rows", "cache"))
+_TRAINED = (*_SHAPE, "saes.also", "saes.transcoders", "saes.crosscoders")
 
 STAGES = (
     Stage(
@@ -68,20 +70,28 @@ STAGES = (
         "activations",
         ("models", "corpus/tokens"),
         ("activations",),
-        ("activations", *_SHAPE),
+        ("activations", *_TRAINED),
         rules="$(universality study rules activations)",
     ),
-    # Models and tokens are read where a study trains on a stream.
-    Stage("saes", "saes", ("activations", "models", "corpus/tokens"), ("saes",), ("saes", *_STREAM, *_SHAPE)),
+    # Training and evaluation; models and tokens are read by evaluation, and where a study trains on a stream.
+    Stage(
+        "saes",
+        "saes",
+        ("activations", "models", "corpus/tokens"),
+        ("saes",),
+        ("saes", "activations", *_SHAPE),
+        rules="$(universality study rules saes)",
+        modules=("commands", "evaluation_commands"),
+    ),
     Stage("features", "features", ("activations", "saes"), ("features",), ("features", *_SHAPE)),
     Stage("alignment", "alignment", ("activations", "features"), ("alignment",), ("alignment", "models.zoo")),
     Stage("circuits", "circuits", ("models", "corpus/tokens"), ("circuits",), ("circuits", "models.zoo")),
     Stage(
         "report",
         "report",
-        ("models", "features", "alignment", "circuits"),
+        ("models", "saes", "alignment", "circuits"),
         ("report", "metrics.json"),
-        ("report", *_SHAPE),
+        ("report", "saes", *_SHAPE),
         files=(PAGE,),
     ),
 )
@@ -93,7 +103,8 @@ def dvc_stages(root: Path) -> dict:
 
 
 def _describe(stage: Stage, root: Path) -> dict:
-    code = source_files(root / "src", f"universality.{stage.package}.commands")
+    modules = [f"universality.{stage.package}.{module}" for module in stage.modules]
+    code = sorted({path for module in modules for path in source_files(root / "src", module)})
     target = stage.target or f"all_{stage.rule}"
     allowed = stage.rule if stage.target else f"{stage.rules or stage.rule} {target}"
     described: dict = {

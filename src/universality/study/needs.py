@@ -13,8 +13,8 @@ from universality.activations.sites import site_width
 from universality.config import Study
 from universality.corpus.settings import TrainedTokenizer
 from universality.models.settings import AnyModel, TrainedModel
-from universality.plan import Plan
-from universality.saes.settings import TopKSettings
+from universality.plan import Dictionary, Plan
+from universality.saes.settings import AuxKSettings
 
 _PRETRAINED_VOCABULARY = 50_304  # tokens of a tokenizer that is not trained here
 _RELU_L0 = 64  # features a token that an SAE without a fixed number is taken to have
@@ -83,26 +83,49 @@ def _activations(study: Study) -> list[Need]:
 
 
 def _saes(study: Study) -> list[Need]:
+    """A row costs the encoder's product, and five more like it where much is active."""
+    plan, training = Plan(study), study.saes.training
+    rows = training.steps * training.batch_size
+    passes = plan.dictionary_jobs()
     found = []
-    training = study.saes.training
-    for (name, variant), count in _counts(study).items():
-        model = study.models.zoo[name]
-        rows = training.steps * training.batch_size
-        parameters = count * (2 * model.d_model + 1) * training.d_sae
-        flow = 12 * model.d_model * training.d_sae  # a row: 4 d F forward, twice that backward
-        operations: float = count * rows * flow
-        if study.activations.train == "stream":
-            operations += count * _forward(study, model, rows + study.activations.buffer_rows)
-        what = f"{name}/{variant}: {count} SAEs, {_short(parameters)} parameters, {training.steps} steps"
+    for path, members in _by_kind(plan.dictionaries()).items():
+        widths = _widths(study, members[0])
+        reads, writes = (
+            (widths[:1], widths[1:]) if members[0].variant.architecture == "transcoder" else (widths, widths)
+        )
+        d_sae = study.saes.d_sae(members[0].variant)
+        parameters = len(members) * (sum(reads) + sum(writes) + 1) * d_sae
+        products = 1 if isinstance(members[0].variant, AuxKSettings) else 6
+        operations = len(members) * rows * products * 2.0 * sum(reads) * d_sae
+        what = f"{path}: {len(members)} dictionaries, {_short(parameters)} parameters, {training.steps} steps"
         found.append(Need("saes", what, 4 * parameters, operations))
+    if study.activations.train == "stream":
+        models = [study.models.zoo[model] for jobs in passes for model, _ in jobs.members[0].sources]
+        operations = sum(_forward(study, model, rows + study.activations.buffer_rows) for model in models)
+        found.append(Need("saes", f"{len(models)} models run beside them", 0, operations))
     return found
+
+
+def _by_kind(dictionaries: list[Dictionary]) -> dict[str, list[Dictionary]]:
+    """Model and variant, or the crosscoder's name -> its dictionaries."""
+    kinds: dict[str, list[Dictionary]] = {}
+    for dictionary in dictionaries:
+        kinds.setdefault("/".join(dictionary.path.split("/")[:2]), []).append(dictionary)
+    return kinds
+
+
+def _widths(study: Study, dictionary: Dictionary) -> list[int]:
+    """Of the sites that it is trained on."""
+    zoo = study.models.zoo
+    return [site_width(zoo[model].family, site, zoo[model].d_model) for model, site in dictionary.sources]
 
 
 def _features(study: Study) -> list[Need]:
     found = []
     rows = study.activations.evaluation_sequences * (study.corpus.sequence_length - 1)
     for (name, variant), count in _counts(study).items():
-        operations = count * rows * 4 * study.models.zoo[name].d_model * study.saes.training.d_sae
+        d_sae = study.saes.d_sae(study.saes.variants[variant])
+        operations = count * rows * 2 * study.models.zoo[name].d_model * d_sae
         disk = count * rows * _fired(study, variant) * _CODE_BYTES
         found.append(Need("features", f"{name}/{variant}: {_short(count * rows)} rows", disk, operations))
     return found
@@ -129,7 +152,7 @@ def _neurons(study: Study) -> list[Need]:
 
 def _fired(study: Study, variant: str) -> int:
     settings = study.saes.variants[variant]
-    return settings.k if isinstance(settings, TopKSettings) else _RELU_L0
+    return settings.k if isinstance(settings, AuxKSettings) else _RELU_L0
 
 
 def _counts(study: Study) -> dict[tuple[str, str], int]:

@@ -7,7 +7,7 @@ import pytest
 import scipy.optimize
 import torch
 
-from tests.conftest import LENGTH, tiny_model
+from tests.conftest import LENGTH, small_training, tiny_model
 from universality.activations.batches import StoredBatches
 from universality.activations.cache import cache_shard
 from universality.activations.settings import ShardSettings, StreamSettings
@@ -15,9 +15,9 @@ from universality.activations.store import ActivationStore
 from universality.activations.stream import StreamedBatches
 from universality.errors import StudyError
 from universality.models.language_model import FAMILIES
-from universality.saes.commands import open_batches
-from universality.saes.settings import SAETraining, TopKSettings
-from universality.saes.training import train_sae
+from universality.saes.settings import CrosscoderSettings, TopKSettings
+from universality.saes.sources import open_batches
+from universality.saes.training import Wanted, train_saes
 
 SITE = "resid_post.1"
 
@@ -103,29 +103,38 @@ def test_statistics_are_those_of_the_first_buffer_of_the_sample(corpus, models):
     assert found.mean_norm == pytest.approx(np.linalg.norm(first, axis=1).mean(), rel=1e-12)
 
 
-def test_an_sae_is_trained_on_a_stream_to_the_same_bytes(corpus, models, tmp_path):
-    variant = TopKSettings(k=3, k_aux=8, aux_coefficient=0.03125, dead_steps=20)
-    training = SAETraining(d_sae=24, learning_rate=0.004, batch_size=32, steps=60, warmup_steps=5, decay_fraction=0.3)
+def test_dictionaries_are_trained_on_a_stream_to_the_same_bytes(corpus, models, tmp_path):
+    """Two from one pass over one site, and a crosscoder over two models that run side by side."""
+    crosscoder = CrosscoderSettings(k=3, k_aux=8, aux_coefficient=0.03125)
+    training = small_training(d_sae=24, batch_size=32, steps=60, dead_steps=20)
     for name in ("one", "two"):
-        stream = StreamedBatches(models / "mamba", corpus / "tokens", SITE, settings())
-        train_sae(stream, variant, training, 0, tmp_path / name)
-    for file in ("cfg.json", "sae_weights.safetensors", "training.parquet"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+        out = tmp_path / name
+        folders = [models / "mamba", models / "gpt_neox"]
+        single = open_batches([f"mamba:{SITE}"], [], folders[:1], corpus / "tokens", settings())
+        joined = open_batches([f"{f.name}:{SITE}" for f in folders], [], folders, corpus / "tokens", settings())
+        assert joined.d_in == 2 * single.d_in
+        topk = TopKSettings(k=3, k_aux=8, aux_coefficient=0.03125)
+        train_saes(single, [Wanted(topk, seed, out / f"seed_{seed}") for seed in (0, 1)], training, tmp_path / "state")
+        train_saes(joined, [Wanted(crosscoder, 0, out / "crosscoder")], training, tmp_path / "state")
+    for path in sorted((tmp_path / "one").rglob("*.*")):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
 
 
-def test_options_that_do_not_fit_together_are_refused(models):
+def test_options_that_do_not_fit_together_are_refused(corpus, models):
     shards, model, tokens = [Path("shard_0")], models / "mamba", Path("tokens")
-    for options in (
-        (None, [], None, None),
-        (None, shards, model, tokens),
-        (settings(), shards, None, None),
-        (settings(), [], model, None),
-        (None, [], model, tokens),
+    for shard_list, folders, tokens_folder, stream in (
+        ([], [], None, None),
+        (shards, [model], tokens, None),
+        (shards, [], None, settings()),
+        ([], [model], None, settings()),
+        ([], [model], tokens, None),
     ):
         with pytest.raises(StudyError, match="needs either --activations, or --stream-model, --tokens and settings"):
-            open_batches(*options, "mamba", SITE)
-    with pytest.raises(StudyError, match=r"mamba is not the folder of --model gpt_neox"):
-        open_batches(settings(), [], model, tokens, "gpt_neox", SITE)
+            open_batches([f"mamba:{SITE}"], shard_list, folders, tokens_folder, stream)
+    with pytest.raises(StudyError, match=r"--stream-model: no folder of the model 'gpt_neox' was given"):
+        open_batches([f"gpt_neox:{SITE}"], [], [model], tokens, settings())
+    with pytest.raises(StudyError, match=r"--source: 'mamba' is not MODEL:SITE"):
+        open_batches(["mamba"], shards, [], None, None)
 
 
 def test_what_goes_wrong_in_the_model_is_raised_by_the_reader(corpus, tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from universality.models.kernels.causal_conv import causal_conv_silu, causal_conv_silu_reference
+from universality.kernels.causal_conv import causal_conv_silu, causal_conv_silu_reference
 
 
 @pytest.mark.parametrize(

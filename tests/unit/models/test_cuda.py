@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.conftest import LENGTH, tiny_model
-from universality.models.kernels.causal_conv import causal_conv_silu, causal_conv_silu_reference
-from universality.models.kernels.head_scan import chunked_scan, chunked_scan_reference
-from universality.models.kernels.selective_scan import selective_scan, selective_scan_reference
+from universality.kernels.causal_conv import causal_conv_silu, causal_conv_silu_reference
+from universality.kernels.head_scan import chunked_scan, chunked_scan_reference
+from universality.kernels.selective_scan import selective_scan, selective_scan_reference
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 

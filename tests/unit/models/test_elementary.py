@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from universality.models.kernels.elementary import exp2_nonpositive, load, rounded, silu, softplus
+from universality.kernels.elementary import exp2_nonpositive, load, rounded, silu, softplus
 
 
 def over(function, x):

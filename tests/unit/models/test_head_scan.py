@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from universality.models.kernels.head_scan import chunked_scan, chunked_scan_reference, gated_head_scan
+from universality.kernels.head_scan import chunked_scan, chunked_scan_reference, gated_head_scan
 
 # (B, L, H, P, G, N): ones, lengths off and on the chunk of 64, heads that share groups
 SHAPES = [(1, 1, 1, 1, 1, 1), (2, 5, 3, 4, 1, 2), (1, 64, 2, 8, 2, 4), (2, 65, 4, 3, 2, 5), (1, 200, 6, 16, 3, 7)]

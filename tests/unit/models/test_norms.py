@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from universality.models.kernels.norms import rms_norm
+from universality.kernels.norms import rms_norm
 
 
 @pytest.mark.parametrize(("width", "group"), [(1, 0), (7, 0), (64, 0), (200, 0), (192, 96), (10, 5)])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from universality.models.kernels.selective_scan import gated_scan, selective_scan, selective_scan_reference
+from universality.kernels.selective_scan import gated_scan, selective_scan, selective_scan_reference
 
 # (B, L, E, N): ones, sizes off every block and chunk boundary, and sizes on them
 SHAPES = [(1, 1, 1, 1), (2, 5, 3, 4), (1, 64, 64, 16), (3, 65, 65, 2), (2, 130, 70, 16), (1, 200, 129, 7)]

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from transformers import MambaConfig
 
+from universality.kernels.causal_conv import causal_conv_silu, causal_conv_silu_of, conv_taps
+from universality.kernels.norms import rms_norm
+from universality.kernels.selective_scan import gated_scan
 from universality.models.families.base import Family
-from universality.models.kernels.causal_conv import causal_conv_silu, causal_conv_silu_of, conv_taps
-from universality.models.kernels.norms import rms_norm
-from universality.models.kernels.selective_scan import gated_scan
 from universality.models.precision import project
 from universality.models.recurrences import SelectiveRecurrence, scan_with_taps
 from universality.models.settings import TrainedModel

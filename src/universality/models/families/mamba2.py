@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from transformers import Mamba2Config
 
+from universality.kernels.causal_conv import causal_conv_silu_of
+from universality.kernels.head_scan import gated_head_scan
 from universality.models.families.base import Family
 from universality.models.families.mamba import (
     conv_bias,
@@ -26,8 +28,6 @@ from universality.models.families.mamba import (
     with_skip_tapped,
     without_gradients,
 )
-from universality.models.kernels.causal_conv import causal_conv_silu_of
-from universality.models.kernels.head_scan import gated_head_scan
 from universality.models.precision import project
 from universality.models.recurrences import HeadRecurrence, scan_with_taps
 from universality.models.settings import TrainedModel

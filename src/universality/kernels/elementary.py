@@ -24,7 +24,8 @@ _ROUND = f32(1.5 * 2**23)  # added to a small float32, leaves its nearest intege
 def _keep_compiled_by_content() -> None:
     """Have numba keep compiled kernels in a folder named by all kernels' sources.
 
-    It looks at the file of a kernel only, so that after a change here it would go on with what it had compiled.
+    It looks at the file of a kernel only, so that after a change here it would go on with what it had compiled. Kernels
+    of other packages, which use what is here, are kept there too.
     """
     if not numba.config.CACHE_DIR:
         digest = hashlib.sha256()

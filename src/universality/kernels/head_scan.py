@@ -23,8 +23,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from universality.models.kernels.arrays import as_array, as_kernel_array
-from universality.models.kernels.elementary import FASTMATH, LOG2E, exp2_nonpositive, load, silu, softplus
+from universality.kernels.arrays import as_array, as_kernel_array
+from universality.kernels.elementary import FASTMATH, LOG2E, exp2_nonpositive, load, silu, softplus
 
 _CHUNK = 64  # positions: the masked product grows with it, the number of states between chunks falls
 

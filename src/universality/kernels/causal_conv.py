@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from universality.models.kernels.arrays import as_array, as_kernel_array
-from universality.models.kernels.elementary import FASTMATH, load, silu
+from universality.kernels.arrays import as_array, as_kernel_array
+from universality.kernels.elementary import FASTMATH, load, silu
 
 _BLOCK = 64  # channels at a time
 _ROWS = 32  # positions per task

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
-from universality.models.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array
-from universality.models.kernels.elementary import (
+from universality.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array
+from universality.kernels.elementary import (
     FASTMATH,
     LN2,
     LOG2E,

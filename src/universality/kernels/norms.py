@@ -7,8 +7,8 @@ import numba
 import numpy as np
 import torch
 
-from universality.models.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array
-from universality.models.kernels.elementary import FASTMATH, f32, load, rounded
+from universality.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array
+from universality.kernels.elementary import FASTMATH, f32, load, rounded
 
 _BLOCK = 64  # partial sums, added up at the end: lanes of the vectors
 
