@@ -36,6 +36,7 @@ from universality.saes.training import Scaled, Trainee, Wanted
 
 SEEDS = (0, 1, 2)
 TRUE, WIDTH, ACTIVE = 512, 128, 8
+HELD_OUT = 20_000
 
 
 class Data(NamedTuple):
@@ -51,17 +52,21 @@ class Data(NamedTuple):
 def planted(options) -> Data:
     """Features whose frequencies fall off as the root of their rank, values of one and more."""
     rng = np.random.default_rng(0)
-    directions = rng.standard_normal((TRUE, WIDTH))
+    directions = rng.standard_normal((TRUE, WIDTH)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    n_rows = options.steps * options.batch + 20_000
-    waiting = rng.exponential(size=(n_rows, TRUE)).astype(np.float32) * np.sqrt(np.arange(1, TRUE + 1))
-    active = np.argpartition(waiting, ACTIVE, axis=1)[:, :ACTIVE]
-    codes = np.zeros((n_rows, TRUE), np.float32)
-    np.put_along_axis(codes, active, 1 + rng.exponential(size=active.shape).astype(np.float32), axis=1)
-    rows = torch.from_numpy(codes @ directions.astype(np.float32))
+    rarity = np.sqrt(np.arange(1, TRUE + 1, dtype=np.float32))
+    n_rows, parts = options.steps * options.batch + HELD_OUT, []
+    for start in range(0, n_rows, 8192):
+        size = min(8192, n_rows - start)
+        waiting = rng.exponential(size=(size, TRUE)).astype(np.float32) * rarity
+        active = np.argpartition(waiting, ACTIVE, axis=1)[:, :ACTIVE]
+        codes = np.zeros((size, TRUE), np.float32)
+        np.put_along_axis(codes, active, 1 + rng.exponential(size=active.shape).astype(np.float32), axis=1)
+        parts.append(torch.from_numpy(codes @ directions))
+    rows = torch.cat(parts)
     scale = WIDTH**0.5 / float(rows.norm(dim=1).mean())
     rows = rows * scale
-    return Data(rows[:-20_000], rows[-20_000:], scale, torch.from_numpy(directions).float())
+    return Data(rows[:-HELD_OUT], rows[-HELD_OUT:], scale, torch.from_numpy(directions))
 
 
 def stored(options) -> Data:

@@ -10,6 +10,7 @@ from tests.conftest import small_training, write_store
 from universality.activations.batches import JoinedBatches, StoredBatches
 from universality.activations.store import ActivationStore
 from universality.errors import StudyError
+from universality.kernels.hardware import has_bf16_products
 from universality.saes.build import build_sae
 from universality.saes.load import load_sae
 from universality.saes.settings import (
@@ -136,7 +137,7 @@ def test_sparse_arithmetic_gives_the_dense_loss_and_gradients(variant):
 
 
 def test_rounded_products_change_the_loss_by_rounding(variant):
-    if not torch.cpu._is_avx512_bf16_supported():
+    if not has_bf16_products("cpu"):
         pytest.skip("this CPU has no bfloat16 products")
     sae = random_sae(variant)
     x, target = random_batch(variant)
@@ -145,6 +146,13 @@ def test_rounded_products_change_the_loss_by_rounding(variant):
         sae.products = "bfloat16"
         for entries in (sae.sparse_entries, sae.dense_entries):
             torch.testing.assert_close(sae.loss(x, target, entries(x), 0.7).loss, exact, rtol=0.02, atol=0.0)
+
+
+def test_without_the_instructions_for_it_nothing_is_rounded(stores, tmp_path, monkeypatch):
+    monkeypatch.setattr("universality.saes.training.has_bf16_products", lambda device: False)
+    for name, products in (("plain", "float32"), ("asked", "bfloat16")):
+        train(stores[0], VARIANTS["topk"], tmp_path / name, steps=5, products=products)
+    assert files(tmp_path / "plain") == files(tmp_path / "asked")
 
 
 class LossOnly(torch.nn.Module):

@@ -7,8 +7,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from universality.errors import StudyError
+from universality.kernels.hardware import has_bf16_products
 from universality.models.language_model import FAMILIES, LanguageModel
-from universality.models.precision import Products, has_bf16_products, use_bf16_products
+from universality.models.precision import Products, use_bf16_products
 from universality.models.taps import Shape
 from universality.runtime import log
 

@@ -10,13 +10,6 @@ from transformers.pytorch_utils import Conv1D
 Products = Literal["bfloat16", "float32"]
 
 
-def has_bf16_products(device: str) -> bool:
-    """Does `device` multiply bfloat16 matrices in hardware?"""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 def use_bf16_products(hf: nn.Module, keep: tuple[str, ...] = ()) -> None:
     """Round the weights of all linear layers to bfloat16 and have them multiply in it; outputs are float32 again.
 

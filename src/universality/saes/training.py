@@ -16,6 +16,7 @@ from universality.activations.batches import ActivationBatches
 from universality.activations.statistics import Statistics
 from universality.checkpoint import read_checkpoint, write_checkpoint
 from universality.errors import StudyError
+from universality.kernels.hardware import has_bf16_products
 from universality.provenance import running_code
 from universality.runtime import log, progress
 from universality.saes.base import SAE, Step
@@ -66,6 +67,9 @@ def train_saes(
         raise StudyError(
             f"saes.training.batch_size: {training.batch_size} is more than the {batches.n_rows} rows of {batches.site}"
         )
+    if training.products == "bfloat16" and not has_bf16_products("cpu"):
+        log.info("this machine has no bfloat16 products; float32 is used")
+        training = training.model_copy(update={"products": "float32"})
     scaled = _scaled(batches)
     trainees = [Trainee(one, training, scaled) for one in wanted]
     run = _Run(batches, trainees, training, checkpoint, _made_from(batches, wanted, training))
