@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -16,8 +17,9 @@ class Peer:
         if not python.exists():
             sys.exit(f"{python}: is missing; `pytest tests/interop/test_sae_lens.py` makes the peers' environment")
         command = [python, Path(__file__).parent / "peers" / f"{script}.py"]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
         self.ask(json.dumps(job))
 
@@ -28,7 +30,8 @@ class Peer:
         self._process.stdin.flush()
         answer = self._process.stdout.readline().strip()
         if not answer:
-            raise RuntimeError(f"{self._process.args}: ended at {line[:40]!r}")
+            self._errors.seek(0)
+            raise RuntimeError(f"{self._process.args}: ended at {line[:40]!r}:\n{self._errors.read()[-2000:]}")
         return answer
 
     def close(self) -> None:

@@ -1,34 +1,36 @@
 """One SAE training step, or encoding to sparse codes: ours against sae-lens' or dictionary_learning's, in turn.
 
     python benchmarks/sae_step.py                                       # TopK, sae-lens with autocast
-    python benchmarks/sae_step.py --peer sae_lens_float32
-    python benchmarks/sae_step.py --peer dictionary_learning
+    python benchmarks/sae_step.py --peer sae_lens_float32               # or sae_lens_sparse_float32, its sparse codes
+    python benchmarks/sae_step.py --peer dictionary_learning            # which has float32 alone
     python benchmarks/sae_step.py --variant standard                    # ReLU-L1 at an L0 of 150
-    python benchmarks/sae_step.py --encode                              # 100,000 tokens to sparse codes
+    python benchmarks/sae_step.py --encode --peer sae_lens_sparse       # 100,000 tokens to sparse codes
     python benchmarks/sae_step.py --growth                              # ours, by number of features and by k
 
-Same weights and batches for both; ours with bfloat16 products and float32 weights, as autocast has it. A step is all
-that training does between two batches: forward, backward, clipping, Adam, counting what fired. Prints medians, peak
-memory over that of weights and optimiser and, last, ratio=<median of theirs over ours>.
+Same weights and batches for both. Ours has bfloat16 products and float32 weights, as autocast does, against every peer;
+--products float32 is for a like comparison with those without. A step is all that training does between two batches:
+forward, backward, clipping, Adam, counting what fired. Prints medians, peak memory over that of weights and optimiser
+and, last, ratio=<median of theirs over ours>.
 """
 
 import argparse
-import resource
 import tempfile
 from pathlib import Path
 
 import torch
 from peer import ENVIRONMENT, Peer
 from safetensors.torch import save_file
-from side_by_side import in_turn, ratio, table, use_threads
+from side_by_side import in_turn, peak_memory, ratio, table, use_threads
 
 from universality.saes.settings import ReluL1Settings, SAETraining, TopKSettings
 from universality.saes.training import Scaled, Trainee, Wanted
 
 PEERS = {
-    "sae_lens": {"library": "sae_lens", "autocast": True},
-    "sae_lens_float32": {"library": "sae_lens", "autocast": False},
-    "dictionary_learning": {"library": "dictionary_learning", "autocast": False},
+    "sae_lens": {"library": "sae_lens", "autocast": True, "sparse": False},
+    "sae_lens_float32": {"library": "sae_lens", "autocast": False, "sparse": False},
+    "sae_lens_sparse": {"library": "sae_lens", "autocast": True, "sparse": True},
+    "sae_lens_sparse_float32": {"library": "sae_lens", "autocast": False, "sparse": True},
+    "dictionary_learning": {"library": "dictionary_learning", "autocast": False, "sparse": False},
 }
 L1 = 5.0
 ENCODED = 98_304
@@ -57,7 +59,7 @@ def batches_of(options, count: int = 3) -> list[torch.Tensor]:
 
 
 def stepping(ours: Trainee, batches: list[torch.Tensor]):
-    done = [1]  # the first step logs
+    done = [3]  # the first step logs; a multiple of the batches, as the peer begins with the first of them
 
     def step() -> None:
         ours.step(batches[done[0] % len(batches)], done[0])
@@ -97,7 +99,6 @@ def versus(options, folder: Path) -> None:
         "tensors": str(folder / "tensors.safetensors"),
     }  # fmt: skip
     peer = Peer("sae_training", job, options.python)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     name = f"ours, {options.products}"
 
     def encode() -> None:
@@ -109,9 +110,10 @@ def versus(options, folder: Path) -> None:
     times = in_turn(ways, options.rounds)
     table(times, ENCODED if options.encode else options.batch, "tokens")
     if what == "step":
-        state = 3 * sum(p.numel() for p in ours.sae.parameters()) * 4 / 2**20
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before + state
-        print(f"peak memory: {peak:.0f} MiB, {peak / state:.2f} times weights and optimiser ({state:.0f} MiB)")
+        weights = sum(p.numel() for p in ours.sae.parameters()) * 4 / 2**20
+        peak = 4 * weights + peak_memory(ways[name])  # weights, two moments and gradients are there before the step
+        share = peak / (3 * weights)
+        print(f"peak memory: {peak:.0f} MiB, {share:.2f} times weights and optimiser ({3 * weights:.0f} MiB)")
     peer.close()
     print(f"ratio={ratio(times, name, options.peer):.2f}")
 

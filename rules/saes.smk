@@ -50,7 +50,7 @@ rule saes_evaluation:
         models=evaluated_models,
         tokens="results/corpus/tokens",
     output:
-        "results/saes/{evaluation}.json",
+        metrics="results/saes/{evaluation}.json",
     log:
         "logs/saes/{evaluation}.log",
     benchmark:
@@ -63,14 +63,14 @@ rule saes_evaluation:
         code=code("saes", module="evaluation_commands"),
     shell:
         "universality saes evaluate {params.inputs} --tokens {input.tokens} --settings {params.settings:q}"
-        " --out {output[0]} --threads {params.threads} --log {log}"
+        " --out {output.metrics} --threads {params.threads} --log {log}"
 
 
 # An evaluation of a crosscoder writes a table of its features too, so it has a rule of its own.
 use rule saes_evaluation as saes_evaluation_of_crosscoder with:
     output:
-        "results/saes/{crosscoder}.json",
-        "results/saes/{crosscoder}.features.parquet",
+        metrics="results/saes/{crosscoder}.json",
+        features="results/saes/{crosscoder}.features.parquet",
     log:
         "logs/saes/{crosscoder}.evaluation.log",
     benchmark:

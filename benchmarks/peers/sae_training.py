@@ -2,12 +2,11 @@
 
 Runs in the environment of tests/interop/sae_lens (.venv-sae-lens). The first line is JSON: which library and variant,
 sizes, and a safetensors file with W_enc, W_dec, b_enc, b_dec and batches x.N. Then "step" makes one training step,
-"encode" encodes all batches to sparse codes, "memory" tells the peak of resident memory since the start in MiB.
+"encode" encodes batches to sparse codes.
 """
 
 import contextlib
 import json
-import resource
 import sys
 from types import SimpleNamespace
 
@@ -22,7 +21,7 @@ def sae_lens_step(job, tensors):
 
     sizes = {"d_in": job["d_in"], "d_sae": job["d_sae"]}
     if job["variant"] == "topk":
-        sae = TopKTrainingSAE(TopKTrainingSAEConfig(**sizes, k=job["k"]))
+        sae = TopKTrainingSAE(TopKTrainingSAEConfig(**sizes, k=job["k"], use_sparse_activations=job["sparse"]))
     else:
         sae = StandardTrainingSAE(StandardTrainingSAEConfig(**sizes, l1_coefficient=job["l1_coefficient"]))
     sae.load_state_dict({name: tensors[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec")})
@@ -53,6 +52,8 @@ def dictionary_learning_step(job, tensors):
     with torch.no_grad():
         trainer.ae.encoder.weight.copy_(tensors["W_enc"].T)
         trainer.ae.encoder.bias.copy_(tensors["b_enc"])
+        trainer.ae.decoder.weight.copy_(tensors["W_dec"].T)
+        (trainer.ae.b_dec if job["variant"] == "topk" else trainer.ae.bias).copy_(tensors["b_dec"])
     steps = SimpleNamespace(done=1)
 
     def step(x):
@@ -83,10 +84,10 @@ def main() -> None:
             rounded = torch.autocast("cpu", dtype=torch.bfloat16, enabled=job["autocast"])
             with torch.no_grad(), rounded:
                 for number in range(job["encoded"] // job["batch"]):
-                    encode(batches[number % len(batches)]).float().to_sparse_csr()
+                    codes = encode(batches[number % len(batches)])
+                    if not codes.is_sparse:
+                        codes.to_sparse()
             print("done", flush=True)
-        elif command == "memory":
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,11 @@ def _check_dictionaries(study: Study) -> None:
         raise ValueError(f"models.zoo.{CROSSCODERS}: results/saes keeps crosscoders under that name; choose another")
     named = [(f"saes.also[{number}]", one.model) for number, one in enumerate(saes.also)]
     named += [(f"saes.transcoders.{name}", job.model) for name, job in saes.transcoders.items()]
-    named += [(f"saes.crosscoders.{name}", side.model) for name, job in saes.crosscoders.items() for side in job.sides]
+    named += [
+        (f"saes.crosscoders.{name}.sides[{number}]", side.model)
+        for name, job in saes.crosscoders.items()
+        for number, side in enumerate(job.sides)
+    ]
     for where, model in named:
         if model not in zoo:
             raise ValueError(f"{where}.model: {model!r} is not in models.zoo: {', '.join(zoo)}")

@@ -12,7 +12,8 @@ from universality.activations.store import ActivationStore
 from universality.errors import StudyError
 from universality.kernels.hardware import has_bf16_products
 from universality.saes.build import build_sae
-from universality.saes.load import load_sae
+from universality.saes.folder import read_frequencies, save_sae
+from universality.saes.load import load_sae, load_with_metadata
 from universality.saes.settings import (
     BatchTopKSettings,
     CrosscoderSettings,
@@ -125,7 +126,7 @@ def test_sparse_arithmetic_gives_the_dense_loss_and_gradients(variant):
         step = sae.loss(x, target, entries(x), 0.7)
         step.loss.backward()
         gradients = {key: parameter.grad.clone() for key, parameter in sae.named_parameters()}
-        seen[name] = (step.loss.detach(), step.x_hat.detach(), step.entries.fired(step.values), gradients)
+        seen[name] = (step.loss.detach(), step.x_hat.detach(), step.entries.firings(step.values), gradients)
     assert float(seen["dense"][0]) > 0
     for dense, sparse in zip(seen["dense"][:3], seen["sparse"][:3], strict=True):
         torch.testing.assert_close(sparse, dense, rtol=1e-4, atol=1e-5)
@@ -235,16 +236,37 @@ def test_an_interrupted_training_ends_with_the_same_bytes(batches, variant, tmp_
     assert not (tmp_path / "cut.pt").exists()
 
 
+def test_the_folder_tells_how_often_features_fired_in_the_last_tenth(batches, variant, tmp_path):
+    sae = train(batches, variant, tmp_path / "sae", steps=400)
+    told = read_frequencies(tmp_path / "sae")
+    inputs = [torch.from_numpy(planted(8000, d=d)[0]) for d in widths(variant)]
+    x = inputs[0] if isinstance(variant, TranscoderSettings) else torch.cat(inputs, 1)
+    found = (sae.encode(x) > 0).float().mean(0)
+    assert float((told - found).abs().mean()) < 0.25 * float(found.mean())
+
+
+def test_a_crosscoders_norms_are_compared_in_units_of_each_site():
+    crosscoder = random_sae(VARIANTS["crosscoder"])
+    norms = crosscoder.site_norms()
+    factors = torch.tensor([3.0, 0.25]).repeat_interleave(torch.tensor([12, 13]))
+    crosscoder.rescale(factors, factors)
+    assert crosscoder.scales == [3.0, 0.25]
+    torch.testing.assert_close(crosscoder.site_norms(), norms)
+
+
 def test_a_folder_is_read_as_it_was_written(batches, variant, tmp_path):
     """Codes and reconstructions of the folder alone are those of what was trained."""
-    from universality.saes.folder import save_sae
-
     sae = random_sae(variant).eval()
     if hasattr(sae, "threshold") and isinstance(sae.threshold, torch.Tensor):
         sae.threshold.fill_(0.3)
-    metadata = {"widths": widths(variant, 12), "scales": [1.0, 2.0], "sites": []}
-    save_sae(sae, tmp_path / "sae", metadata)
-    loaded = load_sae(tmp_path / "sae")
+    sae.scales = [1.0, 2.0]
+    frequencies = torch.rand(sae.d_sae).round(decimals=1)
+    save_sae(sae, tmp_path / "sae", {"hook_name": "resid_post.0"}, None, frequencies)
+    loaded, metadata = load_with_metadata(tmp_path / "sae")
+    assert metadata["hook_name"] == "resid_post.0"
+    torch.testing.assert_close(read_frequencies(tmp_path / "sae"), frequencies)
+    if isinstance(variant, CrosscoderSettings):
+        torch.testing.assert_close(loaded.site_norms(), sae.site_norms())
     x = random_batch(variant)[0]
     assert torch.equal(loaded.encode(x), sae.encode(x))
     assert torch.equal(loaded(x), sae(x))
@@ -260,6 +282,10 @@ def test_bad_input_is_one_clear_error(batches, variant, tmp_path):
         train(batches, variant, tmp_path / "sae", batch_size=9000)
     with pytest.raises(StudyError, match="loss at step"):
         train(batches, variant, tmp_path / "sae", learning_rate=1e38, steps=5)
+    with pytest.raises(StudyError, match=f"{variant.architecture}: is of .* sites?.*, but 0 were given"):
+        build_sae(variant, 64, [])
+    with pytest.raises(StudyError, match="but 1 were given" if len(widths(variant)) == 2 else "but 2 were given"):
+        build_sae(variant, 64, [4] if len(widths(variant)) == 2 else [4, 4])
     if hasattr(variant, "k"):
         with pytest.raises(StudyError, match=f"{variant.architecture} k: 3 is more than d_sae=2"):
             build_sae(variant, 2, widths(variant, 4))

@@ -35,7 +35,7 @@ def test_stages_do_not_depend_on_how_earlier_ones_compute():
     assert "models" not in packages("features") | packages("alignment") | packages("report")
     assert "saes" not in packages("models") | packages("activations") | packages("circuits") | packages("alignment")
     assert not {"alignment", "circuits", "report"} & packages("features")
-    # How dictionaries are measured, or exchanged with others, does not decide on what is trained.
+    # How dictionaries are measured does not decide on what is trained.
     names = {f.name for f in source_files(ROOT / "src", "universality.saes.commands")}
     assert "training.py" in names
     assert not {"evaluation.py", "splicing.py", "neuronpedia.py", "bootstrap.py"} & names

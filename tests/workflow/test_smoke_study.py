@@ -96,7 +96,7 @@ AFTER_SAES = {"saes", "features", "alignment", "report"}
 
 def test_an_edited_k_reruns_the_saes_and_what_follows_in_both_tools(study, colleague):
     # The second variant is untouched by k; with Snakemake its SAEs stay, DVC reruns whole stages.
-    colleague.edit("params.yaml", "k: 4,", "k: 5,")
+    colleague.edit("params.yaml", "topk: {architecture: topk, k: 4,", "topk: {architecture: topk, k: 5,")
     assert colleague.planned_rules() == AFTER_SAES
     saes = colleague.snakemake("-n", "--quiet", "host").stdout
     assert "relu_l1/seed_0/layer_0\n" not in "".join(re.findall(r"output: (results/saes\S*\n)", saes))

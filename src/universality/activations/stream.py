@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 
 from universality.activations.batches import SiteBatches
 from universality.activations.cache import capture, kept_values, row_shape
@@ -31,12 +32,9 @@ class StreamedBatches(SiteBatches):
     def __init__(self, model_folder: Path, tokens_folder: Path, site: str, settings: StreamSettings):
         self.model, self.site = model_folder.name, site
         self._where = str(model_folder)
-        self._identity = " ".join(
-            [
-                settings.canonical(),
-                *(sha256(path) for f in (model_folder, tokens_folder) for path in sorted(f.glob("*.*"))),
-            ]
-        )
+        files = [path for folder in (model_folder, tokens_folder) for path in sorted(folder.glob("*.*"))]
+        made_from = [site, settings.canonical(), transformers.__version__, *(sha256(path) for path in files)]
+        self._identity = " ".join(made_from)
         self._model = load_model(model_folder, settings.products, settings.device)
         self.d_in = torch.Size(row_shape(self._model, self._where, site)).numel()
         self._sample = read_sample(tokens_folder, "train", settings.sequences, settings.sample_seed)

@@ -22,6 +22,14 @@ class AuxKSAE(SAE):
         super().__init__(d_in, d_sae, d_out)
         self.settings = settings
 
+    def values(self, entries):
+        return torch.relu(entries.pre) * entries.kept
+
+    def loss(self, x, target, entries, sparsity_warmth):
+        values = self.values(entries)
+        x_hat = self.reconstruct(x, entries, values)
+        return self.with_auxiliary(x, target, Step(squared_error(target, x_hat), entries, values, x_hat))
+
     def with_auxiliary(self, x: torch.Tensor, target: torch.Tensor, step: Step) -> Step:
         """`step` with the auxiliary loss added to its loss."""
         dead = self.dead()

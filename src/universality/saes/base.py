@@ -27,6 +27,8 @@ _PROBED_ROWS = 64  # from which the share of active features is told
 _SPARSE_SHARE = 1 / 32  # of active features, up to which sparse arithmetic is the quicker one
 _LAYER_NORM_EPSILON = 1e-5
 
+_MEMORY: dict[tuple, torch.Tensor] = {}
+
 Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
 """Of each row, by sae-lens' names: standardised; scaled to norm sqrt(d_in)."""
 
@@ -67,7 +69,8 @@ class SAE(nn.Module, ABC):
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_out or d_in))
         self.b_dec = nn.Parameter(torch.zeros(d_out or d_in))
         self.register_buffer("steps_since_fired", torch.zeros(d_sae, dtype=torch.int64))
-        self._scratch: dict[str, torch.Tensor] = {}
+        self.register_buffer("firings", torch.zeros(d_sae, dtype=torch.int64))
+        self.register_buffer("rows_seen", torch.zeros((), dtype=torch.int64))
 
     @property
     def d_in(self) -> int:
@@ -102,9 +105,21 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
-        """Called after every training step: counts the steps since each feature fired."""
+        """Called after every training step: counts the steps since each feature fired, and how often it did."""
+        firings = step.entries.firings(step.values)
         self.steps_since_fired += 1
-        self.steps_since_fired[step.entries.fired(step.values)] = 0
+        self.steps_since_fired[firings > 0] = 0
+        self.firings += firings
+        self.rows_seen += step.entries.n_rows
+
+    def forget_firings(self) -> None:
+        """Begin anew to count how often features fire."""
+        self.firings.zero_()
+        self.rows_seen.zero_()
+
+    def frequencies(self) -> torch.Tensor:
+        """Share of the rows since `forget_firings` at which each feature fired [F]."""
+        return self.firings / self.rows_seen.clamp_min(1)
 
     def dead(self) -> torch.Tensor:
         """The features [n] that have not fired in the last `dead_steps` training steps."""
@@ -162,7 +177,8 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """x_hat [B, d_out] of dense codes [B, F]; of a normalised input where inputs are normalised."""
+        """codes @ W_dec + b_dec [B, d_out] of dense codes [B, F]: x_hat, where inputs are not normalised and none is
+        passed on."""
         return torch.addmm(self.b_dec, codes, self.W_dec)
 
     @torch.no_grad()
@@ -237,10 +253,11 @@ class SAE(nn.Module, ABC):
         return x, 0.0, 1.0
 
     def _memory(self, name: str, rows: int, width: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-        """Memory [rows, width] that is used again: new memory costs more than what is computed in it."""
-        kept = self._scratch.get(name)
-        if kept is None or kept.dtype != dtype or kept.shape[1] != width or len(kept) < rows:
-            kept = self._scratch[name] = torch.empty(rows, width, dtype=dtype)
+        """Memory [rows, width] that all dictionaries use again: new memory costs more than what is computed in it."""
+        key = name, width, dtype
+        kept = _MEMORY.get(key)
+        if kept is None or len(kept) < rows:
+            kept = _MEMORY[key] = torch.empty(rows, width, dtype=dtype)
         return kept[:rows]
 
 

@@ -10,7 +10,6 @@ of the smallest code of each batch. Stored as the JumpReLU SAE that this is.
 import torch
 
 from universality.saes.aux_k import AuxKSAE
-from universality.saes.base import Step, squared_error
 from universality.saes.sparse.selection import above, top_of_batch
 
 _THRESHOLD_RATE = 0.01  # of the running mean, as sae-lens has it; over fewer batches it is their mean
@@ -35,14 +34,6 @@ class BatchTopKSAE(AuxKSAE):
         n = min(self.settings.k * len(pre), pre.numel())
         largest = torch.topk(pre.flatten(), n, sorted=False).indices
         return torch.zeros(pre.numel(), dtype=pre.dtype).scatter_(0, largest, 1.0).view_as(pre)
-
-    def values(self, entries):
-        return torch.relu(entries.pre) * entries.kept
-
-    def loss(self, x, target, entries, sparsity_warmth):
-        values = self.values(entries)
-        x_hat = self.reconstruct(x, entries, values)
-        return self.with_auxiliary(x, target, Step(squared_error(target, x_hat), entries, values, x_hat))
 
     @torch.no_grad()
     def after_step(self, step):

@@ -27,6 +27,10 @@ def build_sae(variant: AnyVariant, d_sae: int, widths: list[int]) -> SAE:
     problem = too_few_features(variant, d_sae)
     if problem:
         raise StudyError(f"{variant.architecture} {problem}")
+    due = {"transcoder": "2 sites", "crosscoder": "2 sites or more"}.get(variant.architecture, "1 site")
+    enough = len(widths) == int(due[0]) or (variant.architecture == "crosscoder" and len(widths) > 2)
+    if not enough:
+        raise StudyError(f"{variant.architecture}: is of {due}, but {len(widths)} were given")
     if isinstance(variant, TranscoderSettings):
         return Transcoder(widths[0], d_sae, variant, widths[1])
     if isinstance(variant, CrosscoderSettings):

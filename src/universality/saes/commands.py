@@ -68,6 +68,8 @@ def train(
     job = parse_argument(SAEJob, settings)
     if len(out) != len(job.saes):
         raise StudyError(f"saes train: {len(out)} times --out for {len(job.saes)} SAEs in the settings")
+    if len(set(out)) < len(out):
+        raise StudyError("saes train: --out names one folder twice")
     deterministic_torch(threads)
     from universality.saes.sources import open_batches
     from universality.saes.training import Wanted, train_saes

@@ -34,6 +34,7 @@ class Crosscoder(BatchTopKSAE):
     def initialise(self, mean, generator):
         super().initialise(mean, generator)
         self._normalise()
+        self.W_enc.copy_(self.W_dec.T)
 
     @torch.no_grad()
     def after_step(self, step):
@@ -41,9 +42,18 @@ class Crosscoder(BatchTopKSAE):
         self._normalise()
 
     def site_norms(self) -> torch.Tensor:
-        """|W_dec_s,i| [F, S], every site in units of its own mean norm."""
-        parts = self.W_dec.detach().split(self.widths, dim=1)
-        return torch.stack([part.norm(dim=1) * scale for part, scale in zip(parts, self.scales, strict=True)], dim=1)
+        """|W_dec_s,i| [F, S], every site in units of its own mean norm, which is sqrt(width) over its scale."""
+        units = torch.tensor([scale / width**0.5 for scale, width in zip(self.scales, self.widths, strict=True)])
+        return self._norms() * units
+
+    @torch.no_grad()
+    def rescale(self, in_scale, out_scale):
+        super().rescale(in_scale, out_scale)
+        sites = torch.as_tensor(out_scale).expand(self.d_out).split(self.widths)
+        self.scales = [scale * float(site[0]) for scale, site in zip(self.scales, sites, strict=True)]
 
     def _normalise(self) -> None:
-        self.W_dec.div_(self.site_norms().sum(1, keepdim=True).clamp_min(1e-30))
+        self.W_dec.div_(self._norms().sum(1, keepdim=True).clamp_min(1e-30))
+
+    def _norms(self) -> torch.Tensor:
+        return torch.stack([part.norm(dim=1) for part in self.W_dec.detach().split(self.widths, dim=1)], dim=1)

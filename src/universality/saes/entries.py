@@ -41,8 +41,8 @@ class Entries(ABC):
         """The entries of features `low` to `high` alone, and their values."""
 
     @abstractmethod
-    def fired(self, values: torch.Tensor) -> torch.Tensor:
-        """[F] bool: which features have a positive value."""
+    def firings(self, values: torch.Tensor) -> torch.Tensor:
+        """[F] int64: at how many rows each feature has a positive value."""
 
     @abstractmethod
     def rows(self, weights: torch.Tensor, features: torch.Tensor, transposed: bool = False) -> torch.Tensor:
@@ -68,8 +68,8 @@ class DenseEntries(Entries):
         chosen[low:high] = True
         return self, values * chosen
 
-    def fired(self, values):
-        return (values.detach() > 0).any(0)
+    def firings(self, values):
+        return (values.detach() > 0).sum(0)
 
     def rows(self, weights, features, transposed=False):
         return (weights.T if transposed else weights)[features]
@@ -96,10 +96,8 @@ class SparseEntries(Entries):
         places = torch.from_numpy(chosen)
         return SparseEntries(self.pre[places], self.pattern.where(chosen)), values[places]
 
-    def fired(self, values):
-        fired = torch.zeros(self.pattern.n_features, dtype=torch.bool)
-        fired[self.pattern.index[values.detach() > 0]] = True
-        return fired
+    def firings(self, values):
+        return torch.bincount(self.pattern.index[values.detach() > 0], minlength=self.pattern.n_features)
 
     def rows(self, weights, features, transposed=False):
         return Rows.apply(weights, features, transposed)

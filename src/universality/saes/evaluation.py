@@ -17,6 +17,7 @@ From runs of the model with the site replaced at kept tokens, in nats a predicti
     ce_clean, ce_spliced, ce_zero, ce_mean   cross entropy with x, x_hat, 0, the mean of x
     loss_recovered                           (ce_zero - ce_spliced) / (ce_zero - ce_clean)
     loss_recovered_from_mean                 (ce_mean - ce_spliced) / (ce_mean - ce_clean)
+                                             (they mean little where there is little to recover: a model not trained)
     kl                                       KL(clean || spliced)
 
 Of crosscoders, by the share of a feature's decoder norm that is of the site (saes.crosscoder):
@@ -36,6 +37,7 @@ import torch
 
 from universality.activations.cache import row_shape
 from universality.activations.sample import Sample, read_sample
+from universality.activations.sites import layer_of
 from universality.activations.store import ActivationStore
 from universality.alignment.bootstrap import document_index, percentile_interval, resample_weights
 from universality.errors import StudyError
@@ -83,10 +85,10 @@ def evaluate(
     rows = []
     for sums, its_losses in zip(stored, losses, strict=True):
         for row, of_site in zip(sums.rows(settings), its_losses, strict=True):
-            row |= _loss_metrics(of_site, documents, settings, f"{row['model']} {row['site']}")
+            row |= _loss_metrics(of_site, documents, settings)
             log.info(
-                "%s: L0 %.1f, explained variance %.3f, loss recovered %.3f, dead %.3f",
-                sums.placed.evaluated.folder, *(row[k] for k in ("L0", "explained_variance", "loss_recovered", "dead")),
+                "%s: L0 %.1f, explained variance %.3f, KL %.3g, dead %.3f",
+                sums.placed.evaluated.folder, *(row[k] for k in ("L0", "explained_variance", "kl", "dead")),
             )  # fmt: skip
             rows.append(row)
     if placed[0].kind == "crosscoder":
@@ -251,8 +253,8 @@ class _Resampled:
         return {name: float(whole), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
-def _loss_metrics(losses: Losses, documents: np.ndarray, settings: EvaluationSettings, where: str) -> dict:
-    """Raises StudyError naming the site, `where`, if taking it away changes no prediction."""
+def _loss_metrics(losses: Losses, documents: np.ndarray, settings: EvaluationSettings) -> dict:
+    """The share recovered is None where taking the site away changes no prediction."""
     index = document_index(documents)
     n, sums = index.sum(axis=1), Losses(*(index @ column for column in losses))
     resampled = _Resampled(len(n), settings)
@@ -262,16 +264,15 @@ def _loss_metrics(losses: Losses, documents: np.ndarray, settings: EvaluationSet
         return _ratio(zero - spliced, zero - clean)
 
     clean, spliced, zero, mean = (float(column.mean()) for column in losses[:4])
-    if clean in (zero, mean):
-        raise StudyError(f"{where}: taking it away changes no prediction; there is no loss to recover")
+    of_zero = resampled.interval("loss_recovered", recovered)
     return {
         "predictions": len(documents),
         "ce_clean": clean,
         "ce_spliced": spliced,
         "ce_zero": zero,
         "ce_mean": mean,
-        **resampled.interval("loss_recovered", recovered),
-        "loss_recovered_from_mean": (mean - spliced) / (mean - clean),
+        **(of_zero if zero != clean else dict.fromkeys(of_zero)),
+        "loss_recovered_from_mean": (mean - spliced) / (mean - clean) if mean != clean else None,
         **resampled.interval("kl", lambda weights: weights @ sums.kl / (weights @ n)),
     }
 
@@ -283,9 +284,8 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def _layer(site: str) -> int | None:
-    """3 of resid_post.3 and mlp.3.out; None of sites in no layer, such as embed."""
-    parts = site.split(".")
-    return int(parts[1]) if len(parts) > 1 else None
+    """None of sites in no layer, such as embed."""
+    return layer_of(site) if "." in site else None
 
 
 def _site_shares(placed: Placed) -> np.ndarray:

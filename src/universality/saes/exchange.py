@@ -30,13 +30,13 @@ def import_folder(
 ) -> None:
     """Convert a dictionary of another library to a sae-lens 6 folder with the same codes, its metadata kept."""
     configure(1, log)
-    from universality.saes.folder import save_sae
+    from universality.saes.folder import read_frequencies, save_sae
     from universality.saes.load import load_with_metadata
 
     if out.resolve() == folder.resolve():
         raise StudyError(f"--out: {out} is the folder that is read; name another one")
     sae, metadata = load_with_metadata(folder)
-    save_sae(sae, out, metadata)
+    save_sae(sae, out, metadata, frequencies=read_frequencies(folder))
 
 
 class Destination(StrEnum):
@@ -74,6 +74,6 @@ def export_features(
     from universality.saes.load import load_sae
     from universality.saes.neuronpedia import described, write_dashboards
 
-    store = ActivationStore(activations)
+    store = ActivationStore(activations, model=model.name, split="evaluation")
     codes = read_codes(features).by_token
     write_dashboards(load_sae(folder), codes, described(store, tokenizer, model), parsed, out)

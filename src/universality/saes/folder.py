@@ -1,9 +1,10 @@
 """Dictionaries on disk: folders in the format of sae-lens 6.
 
-A folder has cfg.json and sae_weights.safetensors; one that was trained here training.parquet too. What sae-lens has no
-name for is stored as what it is outside training: BatchTopK and Matryoshka SAEs as JumpReLU ones of one threshold,
+A folder has cfg.json and sae_weights.safetensors; one that was trained here also sparsity.safetensors, the logarithms
+of how often features fired towards the end, and training.parquet. What sae-lens has no name for is stored as what it is
+outside training: BatchTopK and Matryoshka SAEs as JumpReLU ones of one threshold,
 transcoders as its jumprelu transcoders. A crosscoder, which sae-lens does not know, has architecture "crosscoder", the
-same layout, and in its metadata the width and the scale of every site. Nor does sae-lens know what saes.ranked_topk is
+same layout, and in cfg.json the width and the scale of every site too. Nor does sae-lens know what saes.ranked_topk is
 for, whose architectures are "ranked_topk" and "topk_transcoder" or "topk_skip_transcoder".
 """
 
@@ -35,7 +36,9 @@ from universality.saes.topk import TopKSAE
 from universality.saes.transcoder import PredictsTarget, Transcoder
 from universality.storage import read_json, replacing, write_json, write_table, write_tensors
 
-CFG, WEIGHTS, CURVES = "cfg.json", "sae_weights.safetensors", "training.parquet"
+CFG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
+CURVES = "training.parquet"
+_SPARSITY_EPSILON = 1e-10  # so that the logarithm of nothing is -10, as in sae-lens
 _VERSION = "6.0.0"  # of sae-lens, the first of the format: without one it reads a folder as an earlier version's
 _NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 _UNUSED: dict[str, Any] = {"k_aux": 1, "aux_coefficient": 0.0}  # of settings that only training looks at
@@ -92,7 +95,7 @@ def stored_form(sae: SAE) -> tuple[dict, Tensors]:
         cfg |= {"architecture": f"{activation}{'' if sae.W_skip is None else '_skip'}_transcoder", "d_out": sae.d_out}
         tensors |= {} if sae.W_skip is None else {"W_skip": sae.W_skip}
     if isinstance(sae, Crosscoder):
-        cfg["architecture"] = "crosscoder"
+        cfg |= {"architecture": "crosscoder", "widths": sae.widths, "scales": sae.scales}
     return cfg, {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
@@ -103,13 +106,29 @@ def write_sae(folder: Path, sae: SAE, metadata: dict) -> None:
     write_tensors(folder / WEIGHTS, {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()})
 
 
-def save_sae(sae: SAE, out: Path, metadata: dict, curves: dict[str, list] | None = None) -> None:
-    """Write a folder, with the training curves if there are any."""
+def save_sae(
+    sae: SAE,
+    out: Path,
+    metadata: dict,
+    curves: dict[str, list] | None = None,
+    frequencies: torch.Tensor | None = None,
+) -> None:
+    """Write a folder, with the training curves and how often each feature fires [F], where that is known."""
     with replacing(out) as folder:
         folder.mkdir()
         write_sae(folder, sae, metadata)
         if curves is not None:
             write_table(folder / CURVES, curves)
+        if frequencies is not None:
+            sparsity = torch.log10(frequencies + _SPARSITY_EPSILON).float()
+            write_tensors(folder / SPARSITY, {"sparsity": sparsity.numpy()})
+
+
+def read_frequencies(folder: Path) -> torch.Tensor | None:
+    """How often each feature fires [F], where the folder tells."""
+    if not (folder / SPARSITY).is_file():
+        return None
+    return 10 ** read_safetensors(folder / SPARSITY)["sparsity"] - _SPARSITY_EPSILON
 
 
 def read_sae_lens(folder: Path) -> tuple[SAE, dict]:
@@ -130,16 +149,15 @@ def from_stored_form(folder: Path, cfg: dict, tensors: Tensors) -> SAE:
         raise StudyError(f"{folder}: SAE architecture {architecture!r} cannot be read: {_REFUSED[architecture]}")
     if architecture not in _TENSORS:
         raise StudyError(f"{folder}: unknown SAE architecture {architecture!r}; allowed: {', '.join(_TENSORS)}")
-    metadata = cfg.get("metadata") or {}
     required = ("d_in", "d_sae") + (("k",) if "topk" in architecture else ())
     missing = [key for key in required if key not in cfg]
     if architecture == "crosscoder":
-        missing += [f"metadata.{key}" for key in ("widths", "scales", "sites") if key not in metadata]
+        missing += [key for key in ("widths", "scales") if key not in cfg]
     if missing:
         raise StudyError(f"{folder}: its configuration lacks {missing[0]!r}")
     _check_shapes(folder, cfg, tensors)
     _check_conventions(folder, cfg)
-    sae = _from_tensors(architecture, cfg, tensors, metadata)
+    sae = _from_tensors(architecture, cfg, tensors)
     sae.encoder_centred = _centred(cfg)
     normalisation = cfg.get("normalize_activations", "none")
     # With expected_average_only_in sae-lens does nothing either: the factor is folded in, or known from elsewhere.
@@ -187,7 +205,7 @@ def _check_shapes(folder: Path, cfg: dict, tensors: Tensors) -> None:
 
 
 @torch.no_grad()
-def _from_tensors(architecture: str, cfg: dict, tensors: Tensors, metadata: dict) -> SAE:
+def _from_tensors(architecture: str, cfg: dict, tensors: Tensors) -> SAE:
     d_in, d_sae, d_out = cfg["d_in"], cfg["d_sae"], cfg.get("d_out", cfg["d_in"])
     sae: SAE
     if architecture == "topk":
@@ -208,8 +226,8 @@ def _from_tensors(architecture: str, cfg: dict, tensors: Tensors, metadata: dict
         sae = JumpReLUSAE(d_in, d_sae, JumpReLUSettings(l0_coefficient=1.0, bandwidth=1.0, initial_threshold=1.0))
         sae.fixed_threshold = tensors["threshold"].clamp_min(0)
     elif architecture == "crosscoder":
-        sae = Crosscoder(metadata["widths"], d_sae, CrosscoderSettings(k=1, **_UNUSED))
-        sae.scales = metadata["scales"]
+        sae = Crosscoder(cfg["widths"], d_sae, CrosscoderSettings(k=1, **_UNUSED))
+        sae.scales = cfg["scales"]
     elif architecture == "ranked_topk":
         sae = RankedTopKSAE(d_in, d_sae, TopKSettings(k=cfg["k"], **_UNUSED))
     elif architecture in ("topk_transcoder", "topk_skip_transcoder"):

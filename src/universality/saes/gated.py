@@ -25,6 +25,9 @@ class GatedSAE(ResampledSAE):
         self.r_mag = torch.nn.Parameter(torch.zeros(d_sae))
         self.b_mag = torch.nn.Parameter(torch.zeros(d_sae))
 
+    def at_the_start(self):
+        return {"b_enc": 0.0, "r_mag": 0.0, "b_mag": 0.0}
+
     def select(self, x):
         return self.selected(x, above)
 

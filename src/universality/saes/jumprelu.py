@@ -13,6 +13,8 @@ Neither depends smoothly on theta; gradients are estimated in a window of width 
 Negative pre-activations are never active. Decoder rows are kept at unit norm.
 """
 
+import math
+
 import torch
 
 from universality.saes.base import Step, squared_error
@@ -42,6 +44,7 @@ class _Jump(torch.autograd.Function):
 class JumpReLUSAE(ResampledSAE):
     architecture = "jumprelu"
     settings: JumpReLUSettings
+    encoder_share = 1.0  # a threshold has to be passed, and below it there is no gradient
 
     def __init__(self, d_in: int, d_sae: int, settings: JumpReLUSettings):
         super().__init__(d_in, d_sae, settings)
@@ -49,6 +52,9 @@ class JumpReLUSAE(ResampledSAE):
         self.log_threshold = torch.nn.Parameter(start.log())
         self.fixed_threshold: torch.Tensor | None = None
         """The thresholds [F] of one that was loaded, to the last digit, instead of `log_threshold`'s."""
+
+    def at_the_start(self):
+        return {"b_enc": 0.0, "log_threshold": math.log(self.settings.initial_threshold)}
 
     def threshold(self) -> torch.Tensor:
         """theta [F]."""

@@ -135,12 +135,14 @@ def _features(
 
 
 class _Contexts:
-    """Windows of rows around rows, within their sequences."""
+    """Windows of rows around rows, within a document and a sequence."""
 
     def __init__(self, rows: TokenRows, strings: list[str], settings: NeuronpediaSettings):
         self._settings = settings
         self._strings = [strings[token] for token in rows.tokens.tolist()]
-        begins = np.flatnonzero(np.diff(rows.positions, prepend=rows.positions[0]) <= 0)
+        other_sequence = np.diff(rows.positions, prepend=rows.positions[0]) <= 0
+        other_document = np.diff(rows.documents, prepend=rows.documents[0]) != 0
+        begins = np.flatnonzero(other_sequence | other_document | (np.arange(len(rows.positions)) == 0))
         ends = np.append(begins[1:], len(rows.positions))
         at = np.arange(len(rows.positions))
         sequence = np.searchsorted(begins, at, side="right") - 1
@@ -185,7 +187,7 @@ def _histogram(values: np.ndarray, bars: int) -> tuple[list[int], list[float]]:
     """How many values each of equally wide bars holds, and the bars' centres; nothing of no values."""
     if not len(values):
         return [], []
-    heights, edges = np.histogram(values, bars)
+    heights, edges = np.histogram(values.astype(np.float64), bars)  # float32 may have no room for that many bars
     return heights.tolist(), _rounded((edges[:-1] + edges[1:]) / 2).tolist()
 
 

@@ -3,7 +3,8 @@
     codes = relu((x - b_dec) @ W_enc + b_enc)
     loss  = mean |x - x_hat|^2  +  lambda * mean sum_i codes_i |W_dec_i|
 
-Decoder rows are free; at the start they have norm 0.1.
+Decoder rows are free; at the start they have norm 0.1. Theirs encodes x itself; here b_dec, which starts at the mean,
+is subtracted first, as sae-lens does.
 """
 
 import torch

@@ -9,7 +9,6 @@ Decoder rows are kept at unit norm.
 import torch
 
 from universality.saes.aux_k import AuxKSAE
-from universality.saes.base import Step, squared_error
 from universality.saes.sparse.selection import top_of_rows
 
 
@@ -22,11 +21,3 @@ class TopKSAE(AuxKSAE):
     def kept(self, pre):
         largest = torch.topk(pre, self.settings.k, dim=-1, sorted=False).indices
         return torch.zeros_like(pre).scatter_(-1, largest, 1.0)
-
-    def values(self, entries):
-        return torch.relu(entries.pre) * entries.kept
-
-    def loss(self, x, target, entries, sparsity_warmth):
-        values = self.values(entries)
-        x_hat = self.reconstruct(x, entries, values)
-        return self.with_auxiliary(x, target, Step(squared_error(target, x_hat), entries, values, x_hat))

@@ -133,6 +133,12 @@ class Trainee:
         step.loss.backward()
         rate = _learning_rate(number, training, self.wanted.variant.learning_rate)
         norm = self.adam.step(rate, training.gradient_norm)
+        if not np.isfinite(norm):
+            raise StudyError(
+                f"SAE training: the gradient at step {number} is {norm}; lower saes.training.learning_rate"
+            )
+        if number == training.steps - max(1, training.steps // 10):
+            self.sae.forget_firings()  # how often features fire is told of the last tenth
         self.sae.after_step(step)
         self._resample(target, step, number)
         if number % training.log_steps == 0 or number == training.steps - 1:
@@ -140,12 +146,13 @@ class Trainee:
 
     def _resample(self, target: torch.Tensor, step: Step, number: int) -> None:
         every = getattr(self.wanted.variant, "resample_steps", None)
-        if every is None or (number + 1) % every or not isinstance(self.sae, ResampledSAE):
+        falling = number + 1 >= (1 - self.training.decay_fraction) * self.training.steps
+        if every is None or (number + 1) % every or falling or not isinstance(self.sae, ResampledSAE):
             return
         drawn = np.random.SeedSequence([self.wanted.seed, number]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(drawn[0]))
         anew = self.sae.resample(target, step, generator)
-        for name in ("W_enc", "W_dec", "b_enc"):
+        for name in ("W_enc", "W_dec", *self.sae.at_the_start()):
             self.adam.forget(name, anew)
 
     @torch.no_grad()
@@ -170,21 +177,26 @@ class Trainee:
         self.curves = Curves(state["curves"])
 
     def save(self, sites: list[dict]) -> None:
-        """Write the folder; `sites` are model_name and hook_name of each site."""
+        """Write the folder; `sites` are model_name and hook_name of each site. Raises StudyError if a weight is not
+        finite."""
         sae, factors = self.sae.eval(), self.scaled.factors
+        for name, parameter in sae.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise StudyError(f"SAE training: {name} is not finite; lower saes.training.learning_rate")
         sae.rescale(factors[self.read], factors[self.written])
-        save_sae(sae, self.wanted.out, self._metadata(sites), self.curves.columns)
+        save_sae(sae, self.wanted.out, self._metadata(sites), self.curves.columns, sae.frequencies())
         log.info("%s: %s", self.wanted.out, self.curves.last())
 
     def _metadata(self, sites: list[dict]) -> dict:
         """What the folder tells of its making, under sae-lens' names where it has them."""
         metadata: dict = {**sites[0], "seed": self.wanted.seed, "prepend_bos": True}
-        metadata |= {"training_architecture": self.sae.architecture, "training": self.training.model_dump(mode="json")}
+        metadata["exclude_special_tokens"] = True  # end of text leads every sequence, and is read but not encoded
+        metadata |= {"training_architecture": self.sae.architecture, "training": _course(self.training)}
         metadata["variant"] = self.wanted.variant.model_dump(mode="json")
         if isinstance(self.sae, Transcoder):
             metadata["hook_name_out"] = sites[1]["hook_name"]
         if isinstance(self.sae, Crosscoder):
-            metadata |= {"sites": sites, "widths": self.scaled.widths, "scales": self.scaled.site_factors}
+            metadata["sites"] = sites
         return metadata
 
 
@@ -237,9 +249,14 @@ def _learning_rate(step: int, training: SAETraining, own: float | None) -> float
     return (own or training.learning_rate) * min(1.0, rise, fall)
 
 
+def _course(training: SAETraining) -> dict:
+    """The settings that what comes out depends on."""
+    return training.model_dump(mode="json", exclude={"checkpoint_steps"})
+
+
 def _made_from(batches: ActivationBatches, wanted: list[Wanted], training: SAETraining) -> dict[str, str]:
     """Everything that decides on a training's course."""
-    made_from = {f"saes.training.{key}": str(value) for key, value in training.model_dump(mode="json").items()}
+    made_from = {f"saes.training.{key}": str(value) for key, value in _course(training).items()}
     return made_from | {
         "variants or seeds": " ".join(f"{one.variant.canonical()} {one.seed}" for one in wanted),
         "activations": batches.identity(),

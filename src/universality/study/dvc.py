@@ -91,7 +91,7 @@ STAGES = (
         "report",
         ("models", "saes", "alignment", "circuits"),
         ("report", "metrics.json"),
-        ("report", "saes", *_SHAPE),
+        ("report", "saes.crosscoders", *_SHAPE),
         files=(PAGE,),
     ),
 )

@@ -120,6 +120,14 @@ def test_dictionaries_are_trained_on_a_stream_to_the_same_bytes(corpus, models, 
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
 
 
+def test_another_site_is_other_data(corpus, models):
+    one, same, other = (
+        StreamedBatches(models / "mamba", corpus / "tokens", site, settings()).identity()
+        for site in (SITE, SITE, "resid_post.0")
+    )
+    assert one == same != other
+
+
 def test_options_that_do_not_fit_together_are_refused(corpus, models):
     shards, model, tokens = [Path("shard_0")], models / "mamba", Path("tokens")
     for shard_list, folders, tokens_folder, stream in (

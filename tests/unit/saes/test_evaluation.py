@@ -78,7 +78,7 @@ def random_dictionary(out: Path, variant=None, widths=(D,), d_sae: int = 40) -> 
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     sae.b_enc[::5] = -1e6
     sae.b_enc[1] = 1.0
-    metadata = {"widths": list(widths), "scales": [1.0] * len(widths), "sites": []}
+    metadata: dict = {}
     save_sae(sae, out, metadata)
     return out
 
@@ -137,7 +137,7 @@ class Reference:
         expected = {"ce_clean": clean, "ce_spliced": spliced, "ce_zero": zero, "ce_mean": mean, "kl": kl}
         assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-6)
         assert row["predictions"] == int(self.kept[:, :-1].sum())
-        assert min(abs(zero - clean), abs(mean - clean), abs(spliced - clean), kl) > 1e-4
+        assert min(abs(zero - clean), abs(mean - clean), abs(spliced - clean), kl) > 5e-5
         for name, without in (("loss_recovered", "ce_zero"), ("loss_recovered_from_mean", "ce_mean")):
             recovered = (row[without] - row["ce_spliced"]) / (row[without] - row["ce_clean"])
             assert row[name] == pytest.approx(recovered, rel=1e-9)
@@ -224,7 +224,7 @@ def test_a_crosscoder_is_measured_at_each_site(folder, corpus, tmp_path):
     sae = load_sae(dictionary)
     sae.W_dec[:20, :D] *= 0.05
     sae.W_dec[40:, D:] *= 0.01
-    save_sae(sae, dictionary, {"widths": [D, D], "scales": [1.0, 1.0], "sites": []})
+    save_sae(sae, dictionary, {})
     rows = measured(folder, corpus, dictionary, [NEOX, MAMBA])
     values = [stored(folder, source)[0] for source in (NEOX, MAMBA)]
     codes = sae.encode(torch.cat(values, 1))

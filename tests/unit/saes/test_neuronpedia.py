@@ -15,7 +15,7 @@ from universality.corpus.tokenizer import identity, load_tokenizer
 from universality.errors import StudyError
 from universality.saes.build import build_sae
 from universality.saes.folder import save_sae
-from universality.saes.neuronpedia import Described, write_dashboards
+from universality.saes.neuronpedia import Described, _histogram, write_dashboards
 from universality.saes.neuronpedia_settings import NeuronpediaSettings
 from universality.saes.settings import TopKSettings
 from universality.storage import write_json, write_table
@@ -149,11 +149,18 @@ def test_what_does_not_fit_is_named(changed, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_histograms_of_values_that_hardly_differ():
+    for values in ([1.0, 1.0000001], [100.0, 100.0001], [3.0, 3.0000002, 3.000001], [2.0, 2.0]):
+        heights, centres = _histogram(np.array(values, dtype=np.float32), 50)
+        assert sum(heights) == len(values)
+        assert len(centres) == 50
+
+
 def test_the_command(corpus, tmp_path):
     tokenizer = load_tokenizer(corpus / "tokenizer")
     tiny_model("gpt_neox", len(tokenizer)).hf.save_pretrained(tmp_path / "model")
     save_sae(random_sae(16, F), tmp_path / "sae", {})
-    described = {"site": "resid_post.1", "split": "evaluation", "tokenizer": identity(tokenizer)}
+    described = {"model": "model", "site": "resid_post.1", "split": "evaluation", "tokenizer": identity(tokenizer)}
     shards = write_store(tmp_path / "store", torch.randn(LENGTH, 16), [10, LENGTH - 10], **described)
     codes = random_codes(LENGTH, F).tocoo()
     table = {"token": codes.coords[0], "feature": codes.coords[1], "value": codes.data}

@@ -1,5 +1,12 @@
 """The kernels against plain torch and numpy."""
 
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
 import numpy as np
 import pytest
 import scipy.sparse
@@ -10,6 +17,8 @@ from universality.saes.sparse.adam import Adam
 from universality.saes.sparse.pattern import Pattern
 from universality.saes.sparse.products import add_outer, decode, entry_products, sum_by_feature
 from universality.saes.sparse.selection import above, top_of_batch, top_of_rows
+
+ROOT = Path(__file__).parents[3]
 
 
 def as_dense(pattern: Pattern, values: torch.Tensor) -> np.ndarray:
@@ -59,13 +68,53 @@ def test_above_finds_all_positive_values_above_thresholds(dtype, n_features, mon
     pre = awkward(37, n_features, dtype)
     of_features = torch.linspace(-0.5, 0.5, n_features)
     for threshold in (0.0, 0.25, -3.0, of_features):
-        low = torch.as_tensor(threshold).to(dtype).float().clamp_min(0)
+        low = torch.as_tensor(threshold).float().clamp_min(0)
         expected = np.where(pre.float() > low, pre.float(), 0)
         for counted in (selection._COUNTED, 0):
             monkeypatch.setattr(selection, "_COUNTED", counted)
             pattern, values = above(pre, threshold)
             assert sorted_in_rows(pattern)
             np.testing.assert_array_equal(as_dense(pattern, values), expected)
+
+
+def test_thresholds_between_two_bfloat16_numbers_keep_all_that_exceeds_them():
+    pre = torch.linspace(0.5, 8, 4096).bfloat16().unique()[None]
+    for threshold in (5.02, 5.015625, 0.5, 3.999, 7.97):
+        _, values = above(pre, threshold)
+        assert torch.equal(values, pre[0][pre[0].float() > threshold])
+
+
+def digest_of_everything() -> str:
+    """Of what all kernels give for one input."""
+    pre = awkward(200, 700, torch.float32)
+    weights = torch.randn(700, 33, generator=torch.Generator().manual_seed(1))
+    results = []
+    for pattern, values in (top_of_rows(pre, 7), above(pre, 0.3), top_of_batch(lambda: pre.split(64), 7, 200)):
+        total, dense = torch.zeros(700, 33), decode(pattern, values, weights)
+        add_outer(pattern, values, dense, total)
+        results += [values, dense, entry_products(pattern, dense, weights), total]
+    module = Parameters()
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    Adam(module, ("W_dec",)).step(0.01, 0.5)
+    digest = hashlib.sha256()
+    for tensor in (*results, *module.parameters()):
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return f"{numba.get_num_threads()} {digest.hexdigest()}"
+
+
+def test_nothing_depends_on_the_number_of_threads():
+    """Numba has as many as it is told when it starts, so each number is a process of its own."""
+    code = "from tests.unit.saes.test_sparse import digest_of_everything; print(digest_of_everything())"
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"NUMBA_NUM_THREADS": threads}, cwd=ROOT, check=True, capture_output=True, text=True,
+        ).stdout.split()
+        for threads in ("1", "2", "3")
+    ]  # fmt: skip
+    assert [threads for threads, _ in told] == ["1", "2", "3"]
+    assert len({digest for _, digest in told}) == 1
 
 
 @pytest.mark.parametrize("k", [1, 7, 300])
@@ -103,7 +152,6 @@ def test_products_are_scipys():
     add_outer(pattern, values, dense, total)
     np.testing.assert_allclose(total, 1 + codes.T @ dense.numpy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(sum_by_feature(pattern, values), codes.sum(axis=0), rtol=1e-6)
-    assert (pattern.fired().numpy() == (codes != 0).sum(axis=0).astype(bool)).all()
 
 
 class Parameters(torch.nn.Module):

@@ -46,6 +46,6 @@ def test_counters_restart_when_a_feature_fires():
     sae.steps_since_fired[:] = 7
     step = loss_of(sae, torch.randn(64, 6, generator=torch.Generator().manual_seed(3)))
     sae.after_step(step)
-    fired = step.entries.fired(step.values)
+    fired = step.entries.firings(step.values) > 0
     assert (sae.steps_since_fired[fired] == 0).all()
     assert (sae.steps_since_fired[~fired] == 8).all()

@@ -1,6 +1,5 @@
 """Tensors of dictionaries, as float32 whatever they are stored in, under the names they are stored under."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def read_state_dict(path: Path) -> Tensors:
     """Of a file that torch.save wrote; nothing but tensors is unpickled. Raises StudyError naming the file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file makes torch raise whatever its reading ran into
         raise StudyError(f"{path}: not a readable file of tensors: {_reason(error)}") from None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise StudyError(f"{path}: is not a state dict, which has tensors alone")
@@ -46,4 +45,4 @@ def renamed(where: Path, tensors: Tensors, names: Mapping[str, str]) -> Tensors:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]

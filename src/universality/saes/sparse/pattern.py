@@ -50,12 +50,6 @@ class Pattern:
         before = np.concatenate([[0], np.cumsum(kept)])
         return Pattern(before[self.starts], self.features[kept], self.n_features)
 
-    def fired(self) -> torch.Tensor:
-        """[F]: has the feature an entry?"""
-        found = torch.zeros(self.n_features, dtype=torch.bool)
-        found[self.index] = True
-        return found
-
     @classmethod
     def stacked(cls, parts: list["Pattern"]) -> "Pattern":
         """The rows of all parts, one part after the other."""

@@ -47,8 +47,10 @@ def above(pre: torch.Tensor, threshold: torch.Tensor | float = 0.0) -> Selected:
     """All positive pre-activations of `pre` [B, F] above `threshold`, a number or one for each feature [F]."""
     bits = _bits(pre)
     n_rows, n_features = bits.shape
-    thresholds = torch.as_tensor(threshold, dtype=torch.float32).expand(n_features)
-    low = np.maximum(_bits(thresholds.to(pre.dtype).contiguous()), 0).astype(bits.dtype)
+    thresholds = torch.as_tensor(threshold, dtype=torch.float32).clamp_min(0).expand(n_features).contiguous()
+    rounded = thresholds.to(pre.dtype)
+    # Down, so that what is above the one is above the other; a positive number's neighbour has the next integer's bits.
+    low = (_bits(rounded) - (rounded.float() > thresholds).numpy()).astype(bits.dtype)
     counts = np.empty(n_rows, np.int64)
     (_count_above if n_features <= _COUNTED else _count_above_many)(bits, low, counts)
     starts = np.concatenate([[0], np.cumsum(counts)])
