@@ -6,7 +6,7 @@ from pathlib import Path
 import jinja2
 
 from universality.report import figures
-from universality.report.results import Results, metrics, read_results
+from universality.report.results import MATCHED, Results, metrics, read_results
 from universality.report.settings import ReportSettings
 from universality.storage import replacing, write_json
 
@@ -48,6 +48,7 @@ def render(title: str, results: Results, measured: dict) -> str:
         metrics=measured,
         comparisons=[(name, measured["alignment"][name], summaries[name]) for name in order],
         setting_names=SETTING_NAMES,
+        matched=MATCHED,
         figures=_figures(results),
         verdicts=_verdicts(results),
     )

@@ -9,6 +9,8 @@ from scipy.stats import spearmanr
 
 from universality.storage import read_json, read_table
 
+MATCHED = 0.7
+"""Correlation from which on a feature counts as matched, as cosines do in Paulo & Belrose (arXiv 2501.16615)."""
 QUALITY = ["L0", "explained_variance", "loss_recovered", "kl", "dead", "dense", "shrinkage"]
 """What is told of a dictionary."""
 
@@ -73,7 +75,7 @@ def metrics(results: Results) -> dict:
     return {
         "models": {name: _last_point(curves) for name, curves in results.training.items()},
         "saes": _sae_metrics(results.sae_quality),
-        "crosscoders": _crosscoder_metrics(results.sae_quality),
+        "crosscoders": _crosscoder_metrics(results),
         "alignment": {name: _alignment_metrics(c) for name, c in results.comparisons.items()},
         "circuits": {
             "induction": {name: _induction_metrics(table) for name, table in results.induction.items()},
@@ -94,18 +96,36 @@ def _sae_metrics(quality: pd.DataFrame) -> dict:
     return {f"{model}/{variant}/seed_{seed}": _plain(row) for (model, variant, seed), row in means.iterrows()}
 
 
-def _crosscoder_metrics(quality: pd.DataFrame) -> dict:
-    """Crosscoders, at each of their sites; which of the live features are shared, and exclusive to it, as shares."""
+def _crosscoder_metrics(results: Results) -> dict:
+    """Crosscoders, at each of their sites: which of the live features are shared, and exclusive to it, as shares; what
+    MPPC says of the SAE features there."""
     found: dict[str, dict] = {}
-    for row in quality[quality.kind == "crosscoder"].itertuples():
+    rows = results.sae_quality[results.sae_quality.kind == "crosscoder"]
+    for row in rows.itertuples():
         live = max(row.live, 1)
         counted = {"shared": row.shared / live, "exclusive": row.exclusive / live}
+        counted["matched"] = _matched(results, row, set(rows[rows.variant == row.variant].model))
         found.setdefault(row.variant, {})[f"{row.model}:{row.site}"] = counted | _plain(row)
     return found
 
 
+def _matched(results: Results, row, models: set[str]) -> dict[str, float]:
+    """Comparison across architectures of the crosscoder's models -> share of the live SAE features of the row's layer
+    that have a partner of at least MATCHED in the other model."""
+    shares = {}
+    for name, comparison in results.comparisons.items():
+        table = comparison.table
+        features = table[(table.model == row.model) & (table.layer == row.layer) & ~table.dead]
+        compared = comparison.summary["setting"] == "cross_architecture" and set(table.model) == models
+        if compared and len(features):
+            shares[name] = float((features.mppc >= MATCHED).mean())
+    return shares
+
+
 def _plain(row) -> dict:
-    return {name: float(getattr(row, name)) for name in QUALITY}
+    """None for what is undefined."""
+    values = {name: float(getattr(row, name)) for name in QUALITY}
+    return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
 def _alignment_metrics(comparison: Comparison) -> dict:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from universality.report import figures
-from universality.report.results import QUALITY, metrics, read_results
+from universality.report.results import QUALITY, Comparison, _crosscoder_metrics, metrics, read_results
 from universality.saes.metrics import FREQUENCY_BINS, SCHEMA, gather
 from universality.storage import write_json, write_table
 
@@ -44,8 +44,31 @@ def test_metrics_are_means_over_layers_and_crosscoders_stand_apart(results):
     assert measured["saes"]["neox/topk/seed_0"] == dict.fromkeys(QUALITY, 0.5) | {"L0": 5.0, "kl": 0.3}
     pair = measured["crosscoders"]["pair"]
     assert list(pair) == ["mamba:resid_post.1", "neox:resid_post.0"]
-    assert pair["neox:resid_post.0"] == dict.fromkeys(QUALITY, 0.5) | {"L0": 9.0, "shared": 0.25, "exclusive": 0.5}
+    shares = {"shared": 0.25, "exclusive": 0.5, "matched": {}}
+    assert pair["neox:resid_post.0"] == dict.fromkeys(QUALITY, 0.5) | {"L0": 9.0} | shares
     assert pair["mamba:resid_post.1"]["exclusive"] == 0.125
+
+
+def test_what_is_undefined_is_none(results):
+    results.sae_quality.loc[results.sae_quality.variant == "topk", "loss_recovered"] = np.nan
+    assert metrics(results)["saes"]["neox/topk/seed_0"]["loss_recovered"] is None
+
+
+def test_beside_a_crosscoder_stands_what_mppc_says_of_its_layers(results):
+    table = pd.DataFrame(
+        {
+            "model": ["neox"] * 5 + ["mamba"] * 2,
+            "layer": [0, 0, 0, 0, 1, 0, 1],
+            "mppc": [0.9, 0.7, 0.2, 0.9, 0.9, 0.9, 0.69],
+            "dead": [False, False, False, True, False, False, False],
+        }
+    )
+    settings = {"cross": "cross_architecture", "null": "shuffled"}
+    comparisons = {name: Comparison(table, {"setting": setting}) for name, setting in settings.items()}
+    comparisons["others"] = Comparison(table.replace("mamba", "rwkv"), {"setting": "cross_architecture"})
+    pair = _crosscoder_metrics(results._replace(comparisons=comparisons))["pair"]
+    assert pair["neox:resid_post.0"]["matched"] == {"cross": pytest.approx(2 / 3)}
+    assert pair["mamba:resid_post.1"]["matched"] == {"cross": 0.0}
 
 
 @pytest.mark.parametrize("figure", [figures.sae_quality, figures.firing_frequency, figures.norm_shares])
