@@ -57,7 +57,7 @@ def run(script: str, folder: Path) -> None:
 
 def random_sae(variant):
     torch.manual_seed(0)
-    sae = build_sae(variant, F, [D, D + 3])
+    sae = build_sae(variant, F, [D, D + 3] if isinstance(variant, TranscoderSettings) else [D])
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
             if name != "log_threshold":

@@ -50,14 +50,18 @@ class Project:
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.run("snakemake", *arguments, check=check)
 
-    def planned_rules(self, *arguments: str) -> set[str]:
+    def planned_rules(self) -> set[str]:
         """The stages whose rules a run would execute now, without those that only gather."""
+        return {stage_of(name) for name in self.planned_names()}
+
+    def planned_names(self, *arguments: str) -> set[str]:
+        """The rules that a run would execute now, without those that only gather."""
         table = self.snakemake("-n", "--quiet", "host", "reason", *arguments).stdout
         if "Nothing to be done" in table:
             return set()
         lines = table[table.index("Job stats:") :].splitlines()[3:]
         names = [line.split()[0] for line in lines[: lines.index("")]]
-        return {stage_of(name) for name in names if name not in ("all", "total") and not name.startswith("all_")}
+        return {name for name in names if name not in ("all", "total") and not name.startswith("all_")}
 
     def dvc_changed(self) -> set[str]:
         """Stages that `dvc status` finds changed."""

@@ -137,8 +137,7 @@ def test_edited_code_reruns_the_stages_that_run_it(study, tmp_path, file, stages
     [
         # Which layers are compared does not retrain the model; its activations hold all compared layers.
         ("mamba: {source: train,", "mamba: {layers: [1], source: train,", AFTER_SAES | {"activations"}),
-        # More held-out tokens leave the train shards, and so the SAEs, alone.
-        ("evaluation_sequences: 128", "evaluation_sequences: 256", AFTER_SAES - {"saes"} | {"activations"}),
+        ("evaluation_sequences: 128", "evaluation_sequences: 256", AFTER_SAES | {"activations"}),
         ("bootstrap_samples: 50", "bootstrap_samples: 60", {"alignment", "report"}),
         ("task_seed: 50", "task_seed: 51", {"circuits", "report"}),
     ],
@@ -147,6 +146,21 @@ def test_edited_settings_rerun_only_what_depends_on_them(study, tmp_path, old, n
     project = copy(study, tmp_path / "copy")
     project.edit("params.yaml", old, new)
     assert project.planned_rules() == rules
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("evaluation_sequences: 128", "evaluation_sequences: 256"),
+        ("evaluation: {sequences: 64", "evaluation: {sequences: 32"),
+    ],
+)
+def test_measuring_on_other_documents_trains_nothing(study, tmp_path, old, new):
+    project = copy(study, tmp_path / "copy")
+    project.edit("params.yaml", old, new)
+    planned = project.planned_names()
+    assert {"saes_evaluation", "saes_evaluation_of_crosscoder", "saes_metrics", "report"} <= planned
+    assert not {"saes", "models"} & planned
 
 
 def test_more_tokens_add_shards_and_leave_the_old_ones_alone(study, tmp_path):
