@@ -1,10 +1,11 @@
 """One SAE training step, or encoding to sparse codes: ours against sae-lens' or dictionary_learning's, in turn.
 
     python benchmarks/sae_step.py                                       # TopK, sae-lens with autocast
-    python benchmarks/sae_step.py --peer sae_lens_float32               # or sae_lens_sparse_float32, its sparse codes
+    python benchmarks/sae_step.py --peer sae_lens_float32
     python benchmarks/sae_step.py --peer dictionary_learning            # which has float32 alone
     python benchmarks/sae_step.py --variant standard                    # ReLU-L1 at an L0 of 150
-    python benchmarks/sae_step.py --encode --peer sae_lens_sparse       # 100,000 tokens to sparse codes
+    python benchmarks/sae_step.py --encode --peer sae_lens_sparse       # 100,000 tokens to sparse codes (training with
+                                                                        # its sparse codes does not run on a CPU)
     python benchmarks/sae_step.py --growth                              # ours, by number of features and by k
 
 Same weights and batches for both. Ours has bfloat16 products and float32 weights, as autocast does, against every peer;
@@ -29,7 +30,6 @@ PEERS = {
     "sae_lens": {"library": "sae_lens", "autocast": True, "sparse": False},
     "sae_lens_float32": {"library": "sae_lens", "autocast": False, "sparse": False},
     "sae_lens_sparse": {"library": "sae_lens", "autocast": True, "sparse": True},
-    "sae_lens_sparse_float32": {"library": "sae_lens", "autocast": False, "sparse": True},
     "dictionary_learning": {"library": "dictionary_learning", "autocast": False, "sparse": False},
 }
 L1 = 5.0

@@ -88,7 +88,8 @@ class SAE(nn.Module, ABC):
 
     @abstractmethod
     def select(self, x: torch.Tensor) -> Selected:
-        """The entries that may be active, and their pre-activations, of x [B, d_in], by the kernels; no gradients."""
+        """The entries that may be active, and their pre-activations, of centred inputs x [B, d_in], by the kernels; no
+        gradients."""
 
     @abstractmethod
     def kept(self, pre: torch.Tensor) -> torch.Tensor | float:
@@ -152,8 +153,8 @@ class SAE(nn.Module, ABC):
 
     def sparse_entries(self, x: torch.Tensor) -> SparseEntries:
         with torch.no_grad():
-            pattern, pre = self.select(x)
             centred = self._centred(x)
+            pattern, pre = self.select(centred)
         b_dec = self.b_dec if self.encoder_centred else None
         return SparseEntries(Projection.apply(pre.float(), centred, self.W_enc, self.b_enc, b_dec, pattern), pattern)
 
@@ -170,7 +171,7 @@ class SAE(nn.Module, ABC):
     @torch.no_grad()
     def encode_sparse(self, x: torch.Tensor) -> tuple[Pattern, torch.Tensor]:
         """The active entries of inputs x [B, d_in], and the codes there [n], all of them positive."""
-        pattern, pre = self.select(self._normalised(x)[0])
+        pattern, pre = self.select(self._centred(self._normalised(x)[0]))
         values = self.values(SparseEntries(pre.float(), pattern))
         active = values > 0
         return (pattern, values) if bool(active.all()) else (pattern.where(active.numpy()), values[active])
@@ -202,20 +203,20 @@ class SAE(nn.Module, ABC):
         self.b_dec.div_(torch.as_tensor(out_scale))
 
     def pre_chunks(self, x: torch.Tensor) -> Callable[[], Iterator[torch.Tensor]]:
-        """Pre-activations of x [B, d_in], a chunk of rows at a time, anew at each call.
+        """Pre-activations of centred inputs x [B, d_in], a chunk of rows at a time, anew at each call.
 
         A chunk lies in the memory of the one before. In bfloat16 the bias is two more inputs, its rounded value and the
         rest: the sum is in float32 with all else, and costs nothing.
         """
-        weights, bias, centred = self.W_enc.detach().T, self.b_enc.detach(), self._centred(x)
+        weights, bias = self.W_enc.detach().T, self.b_enc.detach()
         if self.products == "bfloat16":
             rounded = bias.bfloat16()
             left = self._memory("inputs", len(x), self.d_in + 2)
             right = self._memory("weights", self.d_sae, self.d_in + 2)
-            left[:, :-2], left[:, -2:] = centred, 1.0
+            left[:, :-2], left[:, -2:] = x, 1.0
             right[:, :-2], right[:, -2], right[:, -1] = weights, rounded, bias - rounded.float()
         else:
-            left, right = centred, weights
+            left, right = x, weights
         size = max(1, _CHUNK_BYTES // (self.d_sae * left.itemsize))
 
         def chunks() -> Iterator[torch.Tensor]:
@@ -237,7 +238,7 @@ class SAE(nn.Module, ABC):
     def _active_share(self, x: torch.Tensor) -> float:
         with torch.no_grad():
             probe = x[:_PROBED_ROWS]
-            return len(self.select(probe)[0]) / (len(probe) * self.d_sae)
+            return len(self.select(self._centred(probe))[0]) / (len(probe) * self.d_sae)
 
     def _centred(self, x: torch.Tensor) -> torch.Tensor:
         return x - self.b_dec if self.encoder_centred else x
@@ -261,6 +262,21 @@ class SAE(nn.Module, ABC):
         return kept[:rows]
 
 
+class _SquaredError(torch.autograd.Function):
+    """Autograd would make an array [B, d] for every operation, which takes longer than to compute it."""
+
+    @staticmethod
+    def forward(ctx, target, x_hat):
+        error = target - x_hat
+        ctx.save_for_backward(error)
+        return error.square().sum(-1).mean()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (error,) = ctx.saved_tensors
+        return None, error * (grad * (-2 / len(error)))
+
+
 def squared_error(target: torch.Tensor, x_hat: torch.Tensor) -> torch.Tensor:
-    """Mean over rows of the squared distance between rows of two [B, d]."""
-    return (target - x_hat).square().sum(-1).mean()
+    """Mean over rows of the squared distance between rows of two [B, d]; differentiable in `x_hat`."""
+    return _SquaredError.apply(target, x_hat)
