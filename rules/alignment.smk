@@ -1,4 +1,5 @@
-# One comparison of two sets of features a job: which features of one side have a counterpart in the other?
+# A comparison of two sets of features: which features of one side have a counterpart in the other? Blocks of layers find
+# each other's partners, a job a pair of blocks; one job puts them together.
 
 
 localrules:
@@ -7,21 +8,43 @@ localrules:
 
 rule all_alignment:
     input:
-        expand(
-            "results/alignment/{comparison}.parquet",
-            comparison=study.alignment.comparisons,
+        expand("results/alignment/{comparison}", comparison=study.alignment.comparisons),
+
+
+rule alignment_match:
+    input:
+        a=side_values("a", block="i"),
+        b=side_values("b", block="j"),
+        rows_a=side_rows("a"),
+        rows_b=side_rows("b"),
+    output:
+        "results/alignment/parts/{comparison}/a{i}_b{j}.safetensors",
+    log:
+        "logs/alignment/parts/{comparison}/a{i}_b{j}.log",
+    benchmark:
+        "logs/alignment/parts/{comparison}/a{i}_b{j}.tsv"
+    threads: study.alignment.threads
+    params:
+        sides=side_flags,
+        settings=match_settings,
+        threads=study.alignment.threads,
+        code=code(
+            "alignment", "src/universality/alignment/commands.py", module="blocks"
         ),
+    shell:
+        "universality alignment match --settings {params.settings:q} {params.sides}"
+        " --out {output} --threads {params.threads} --log {log}"
 
 
 rule alignment:
     input:
+        parts=lambda wildcards: plan.alignment_parts(wildcards.comparison),
         a=side_values("a"),
         b=side_values("b"),
         rows_a=side_rows("a"),
         rows_b=side_rows("b"),
     output:
-        table="results/alignment/{comparison}.parquet",
-        summary="results/alignment/{comparison}.json",
+        directory("results/alignment/{comparison}"),
     log:
         "logs/alignment/{comparison}.log",
     benchmark:
@@ -29,9 +52,10 @@ rule alignment:
     threads: study.alignment.threads
     params:
         sides=side_flags,
+        parts=lambda wildcards, input: [f"--part {part}" for part in input.parts],
         settings=comparison_settings,
         threads=study.alignment.threads,
         code=code("alignment"),
     shell:
-        "universality alignment compare --settings {params.settings:q} {params.sides}"
-        " --out {output.table} --summary {output.summary} --threads {params.threads} --log {log}"
+        "universality alignment compare --settings {params.settings:q} {params.sides} {params.parts}"
+        " --out {output} --threads {params.threads} --log {log}"

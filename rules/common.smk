@@ -44,6 +44,8 @@ wildcard_constraints:
     seed=r"\d+",
     layer=r"\d+",
     shard=r"\d+",
+    i=r"\d+",
+    j=r"\d+",
     dictionary=one_of(d.path for d in plan.dictionaries()),
     evaluation=one_of(plan.evaluations_of_layers()),
     crosscoder=one_of(plan.crosscoders()),
@@ -221,17 +223,27 @@ def evaluation_shards(wildcards):
     )
 
 
-def side_values(side):
-    """Input function: what side "a" or "b" compares, in the order of its layers: codes, or shards of neurons."""
+def side_values(side, block=None):
+    """Input function: what side "a" or "b" compares, in the order of its layers: codes, or shards of neurons. Of all its
+    layers, or of the block that the wildcard `block` numbers."""
 
     def values(wildcards):
         comparison = study.alignment.comparisons[wildcards.comparison]
         chosen = getattr(comparison, side)
         if comparison.setting == "neurons":
             return plan.neuron_shards(chosen.model)
-        return [f"results/features/{f.path}" for f in plan.side(chosen)]
+        layers = block_layers(chosen, wildcards[block] if block else None)
+        features = [f for f in plan.side(chosen) if f.layer in layers]
+        return [f"results/features/{f.path}" for f in features]
 
     return values
+
+
+def block_layers(side, block):
+    """The layers of a block, or all."""
+    if block is None:
+        return plan.layers(side.model)
+    return plan.alignment_blocks(side)[int(block)]
 
 
 def side_rows(side):
@@ -241,15 +253,21 @@ def side_rows(side):
     )
 
 
-def comparison_settings(wildcards):
-    """One comparison with the layers of its sides."""
+def match_settings(wildcards):
+    """One comparison with the layers of its sides that a job compares."""
     comparison = study.alignment.comparisons[wildcards.comparison]
     return as_json(
         comparison=comparison,
-        layers_a=plan.layers(comparison.a.model),
-        layers_b=plan.layers(comparison.b.model),
-        statistics=study.alignment.statistics,
+        layers_a=block_layers(comparison.a, wildcards.get("i")),
+        layers_b=block_layers(comparison.b, wildcards.get("j")),
+        matching=study.alignment.matching,
     )
+
+
+def comparison_settings(wildcards):
+    """One comparison with all layers of its sides, and what is told of it."""
+    matched = json.loads(match_settings(wildcards))
+    return as_json(**matched, statistics=study.alignment.statistics)
 
 
 def side_flags(wildcards, input):

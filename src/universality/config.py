@@ -116,7 +116,6 @@ def _check_setting(study: Study, where: str, comparison: Comparison) -> None:
         ),
         "cross_architecture": (family_a != family_b, "two models of different families"),
         "neurons": (a.model != b.model, "two models"),
-        "shuffled": (True, ""),
     }
     true, claim = holds[comparison.setting]
     if not true:

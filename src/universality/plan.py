@@ -1,10 +1,11 @@
 """What a study asks the workflow to make: every result path and what each needs, from the settings alone."""
 
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
 from universality.activations.sites import layer_of, neuron_sites, residual_site, site_of_layer
-from universality.alignment.settings import Comparison, Side
+from universality.alignment.settings import PARTS, Comparison, Side
 from universality.config import Study
 from universality.models.settings import STATE_SPACE_FAMILIES
 from universality.saes.settings import CROSSCODERS, AnyVariant
@@ -119,6 +120,8 @@ class Plan:
             return [f"corpus_{made}" for made in ("documents", "tokenizer", "tokens")]
         if stage == "activations":
             return [cached.rule for cached in self.cached()]
+        if stage == "alignment":
+            return ["alignment_match", "alignment"]
         if stage == "saes":
             return [*(jobs.rule for jobs in self.dictionary_jobs()), *_EVALUATION_RULES]
         return [stage]
@@ -215,12 +218,24 @@ class Plan:
             *self.crosscoder_tables(),
             "results/saes/metrics.parquet",
             *(f"results/features/{path}" for path in features),
-            *(f"results/alignment/{name}.{kind}" for name in comparisons for kind in ("parquet", "json")),
+            *(path for name in comparisons for path in (*self.alignment_parts(name), f"results/alignment/{name}")),
             *(f"results/circuits/induction_{model}.parquet" for model in self.models()),
             *(f"results/circuits/off_by_one_{model}.parquet" for model in self.state_space_models()),
             "results/report",
             "results/metrics.json",
         ]
+
+    def alignment_blocks(self, side: Side) -> list[list[int]]:
+        """The side's layers, as many at a time as one job compares."""
+        layers, size = self.layers(side.model), self.study.alignment.block_layers
+        return [layers[start : start + size] for start in range(0, len(layers), size)]
+
+    def alignment_parts(self, name: str) -> list[str]:
+        """What the jobs of a comparison write, a block of layers of each side a job."""
+        comparison = self.study.alignment.comparisons[name]
+        counts = [len(self.alignment_blocks(side)) for side in (comparison.a, comparison.b)]
+        blocks = itertools.product(*map(range, counts))
+        return [f"results/alignment/{PARTS}/{name}/a{i}_b{j}.safetensors" for i, j in blocks]
 
     def foreign_results(self) -> list[Path]:
         """Files below results/ that the study does not make: left by settings since changed, or by killed jobs."""

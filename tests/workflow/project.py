@@ -23,8 +23,8 @@ def environment() -> dict[str, str]:
 
 
 def stage_of(rule: str) -> str:
-    """The DVC stage of a rule; activations have a rule for each model and split, saes for training and evaluation."""
-    several = [stage for stage in ("activations", "saes") if rule.startswith(f"{stage}_")]
+    """The DVC stage of a rule; several stages have several rules."""
+    several = [stage for stage in ("activations", "saes", "alignment") if rule.startswith(f"{stage}_")]
     return several[0] if several else rule
 
 

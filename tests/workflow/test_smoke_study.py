@@ -33,10 +33,21 @@ def test_the_results_are_all_there(study):
     assert set(metrics["alignment"]) == set(settings.alignment.comparisons)
     assert set(metrics["models"]) == set(metrics["circuits"]["induction"]) == {"mamba", "neox", "neox_seed1"}
     assert set(metrics["circuits"]["off_by_one"]) == {"mamba"}
-    columns = "model layer feature best_model best_layer best_feature mppc mppc_low mppc_high frequency dead".split()
+    columns = {
+        "model",
+        "layer",
+        "feature",
+        "best_layer",
+        "best_feature",
+        "mppc",
+        "heldout_mppc",
+        "p_value",
+        "mutual",
+        "dead",
+    }
     for name, comparison in settings.alignment.comparisons.items():
-        table = read_table(results / "alignment" / f"{name}.parquet").to_pandas()
-        assert list(table.columns) == columns
+        table = read_table(results / "alignment" / name / "features.parquet").to_pandas()
+        assert columns <= set(table.columns)
         assert set(table.model) == {comparison.a.model, comparison.b.model}
         if comparison.setting != "neurons":
             assert len(table) == 2 * 2 * settings.saes.training.d_sae
@@ -59,7 +70,9 @@ def test_every_job_leaves_a_log_and_its_benchmark(study):
     logs = study.folder / "logs"
     plan = Plan(load_study(study.folder / "params.yaml"))
     n_saes = len(plan.dictionaries()) + len(plan.evaluations()) + 1
-    counts = {"corpus": 3, "models": 3, "saes": n_saes, "features": len(plan.feature_sets()), "alignment": 8}
+    counts = {"corpus": 3, "models": 3, "saes": n_saes, "features": len(plan.feature_sets())}
+    names = plan.study.alignment.comparisons
+    counts["alignment"] = sum(1 + len(plan.alignment_parts(name)) for name in names)
     for stage, count in counts.items():
         for suffix in ("log", "tsv"):
             assert len(list((logs / stage).rglob(f"*.{suffix}"))) == count, (stage, suffix)

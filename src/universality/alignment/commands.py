@@ -5,57 +5,94 @@ from typing import Annotated
 
 import typer
 
-from universality.alignment.settings import Comparison, Statistics
+from universality.alignment.settings import Comparison, Matching, Statistics
 from universality.commands import Log, Out, Settings, Threads, example, stage
 from universality.runtime import configure
 from universality.settings import Settings as SettingsBase
 from universality.settings import parse_argument
 
 app = stage("Match features across models.")
+RowsA = Annotated[list[Path], typer.Option(help="An evaluation shard of any one site of model a; repeat.")]
+RowsB = Annotated[list[Path], typer.Option(help="The same of model b.")]
+SideA = Annotated[
+    list[Path],
+    typer.Option(
+        help="Codes of side a, in the order of its layers; where neurons are compared, the evaluation shards of all "
+        "their sites; repeat."
+    ),
+]
+SideB = Annotated[list[Path], typer.Option(help="The same of side b.")]
 
 
-class AlignmentJob(SettingsBase):
-    """One of alignment.comparisons, the layers of its sides, and alignment.statistics."""
+class MatchJob(SettingsBase):
+    """One of alignment.comparisons, the layers of its sides that the job compares, and alignment.matching."""
 
     comparison: Comparison
     layers_a: list[int]
     layers_b: list[int]
+    matching: Matching
+
+
+class CompareJob(MatchJob):
+    """The same with all layers, and alignment.statistics."""
+
     statistics: Statistics
+
+
+@app.command(
+    epilog=example(
+        "alignment match --settings job.yaml --a features/neox/topk/seed_0/layer_0 "
+        "--b features/mamba/topk/seed_0/layer_0 --rows-a activations/neox/resid_post.0/evaluation/shard_0 "
+        "--rows-b activations/mamba/resid_post.0/evaluation/shard_0 --out part.safetensors"
+    )
+)
+def match(
+    settings: Settings,
+    rows_a: RowsA,
+    rows_b: RowsB,
+    a: SideA,
+    b: SideB,
+    out: Out,
+    threads: Threads = 1,
+    log: Log = None,
+) -> None:
+    """The best partners of every feature, both ways, between some layers of each side; a part of a comparison."""
+    configure(threads, log)
+    job = parse_argument(MatchJob, settings)
+    from universality.alignment.blocks import write_block
+    from universality.alignment.sides import read_order, read_side
+
+    order = read_order(rows_a, rows_b, job.matching)
+    side_a = read_side(job.comparison, "a", job.layers_a, a)
+    side_b = read_side(job.comparison, "b", job.layers_b, b)
+    write_block(side_a, side_b, order, job.matching, out)
 
 
 @app.command(
     epilog=example(
         "alignment compare --settings job.yaml --a features/neox/topk/seed_0/layer_0 "
         "--b features/mamba/topk/seed_0/layer_0 --rows-a activations/neox/resid_post.0/evaluation/shard_0 "
-        "--rows-b activations/mamba/resid_post.0/evaluation/shard_0 --out cross.parquet --summary cross.json"
+        "--rows-b activations/mamba/resid_post.0/evaluation/shard_0 --part part.safetensors --out cross"
     )
 )
 def compare(
     settings: Settings,
-    rows_a: Annotated[list[Path], typer.Option(help="An evaluation shard of any one site of model a; repeat.")],
-    rows_b: Annotated[list[Path], typer.Option(help="The same of model b.")],
+    rows_a: RowsA,
+    rows_b: RowsB,
+    a: SideA,
+    b: SideB,
+    part: Annotated[list[Path], typer.Option(help="What `alignment match` wrote of some of the layers; repeat.")],
     out: Out,
-    summary: Annotated[Path, typer.Option(help="Where the means and their intervals go.")],
-    a: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Codes of side a, in the order of its layers; where neurons are compared, the evaluation shards of "
-            "all its neuron sites; repeat."
-        ),
-    ] = None,
-    b: Annotated[list[Path] | None, typer.Option(help="The same of side b.")] = None,
     threads: Threads = 1,
     log: Log = None,
 ) -> None:
-    """Max pairwise Pearson correlation both ways over all layers, with bootstrap intervals over documents."""
+    """Put the parts of a comparison together: partners over all layers, p-values, one-to-one matches, intervals."""
     configure(threads, log)
-    job = parse_argument(AlignmentJob, settings)
-    from universality.activations.store import ActivationStore, check_aligned
-    from universality.alignment.compare import read_feature_side, read_neuron_side, write_comparison
+    job = parse_argument(CompareJob, settings)
+    from universality.alignment.compare import write_comparison
+    from universality.alignment.sides import read_order, read_side
 
-    check_aligned(rows_a, rows_b)
-    read = read_neuron_side if job.comparison.setting == "neurons" else read_feature_side
-    side_a = read(job.comparison.a.model, job.layers_a, a or [])
-    side_b = read(job.comparison.b.model, job.layers_b, b or [])
-    documents = ActivationStore(rows_a, model=job.comparison.a.model).rows().documents
-    write_comparison(job.comparison, side_a, side_b, documents, job.statistics, out, summary)
+    order = read_order(rows_a, rows_b, job.matching)
+    side_a = read_side(job.comparison, "a", job.layers_a, a)
+    side_b = read_side(job.comparison, "b", job.layers_b, b)
+    write_comparison(job.comparison, side_a, side_b, part, order, job.matching, job.statistics, out)

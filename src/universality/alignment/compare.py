@@ -1,183 +1,215 @@
-"""One comparison (A, B): MPPC both ways over all layers, with intervals; a table of features and a summary.
+"""The tables of a comparison; docs/alignment.md describes them.
 
-The table has a row a feature: model, layer, feature, best_model, best_layer, best_feature, mppc, mppc_low, mppc_high,
-frequency (share of the evaluation tokens where it fires), dead. The summary has, for each direction and for both
-together, the mean MPPC of live features with its interval.
+A folder: features.parquet (a row a feature), partners.parquet (a row a feature and rank), layers.parquet (a row a pair
+of layers), tokens.parquet (mean MPPC on prefixes), replicates.parquet (a row a resample), summary.json.
 """
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import scipy.sparse
 
-from universality.alignment.bootstrap import (
-    DocumentSums,
-    document_index,
-    percentile_interval,
-    resample_weights,
-    resampled_correlations,
-    sparse_sums,
-)
-from universality.alignment.mppc import (
-    Matches,
-    best_matches,
-    best_of_correlations,
-    best_over_layers,
-)
-from universality.alignment.neurons import Neurons, correlations, pair_sums, read_neurons
-from universality.alignment.settings import Comparison, Statistics
+from universality.alignment.blocks import read_blocks
+from universality.alignment.bootstrap import centred_interval, percentile_interval
+from universality.alignment.gather import Direction, gather
+from universality.alignment.resampling import Resampled, estimates, resample
+from universality.alignment.settings import Comparison, Matching, Statistics
+from universality.alignment.sides import ModelSide
+from universality.alignment.token_order import TokenOrder
+from universality.alignment.top import Found
 from universality.errors import StudyError
-from universality.features.codes import read_codes
-from universality.runtime import log, progress
-from universality.storage import write_json, write_table
+from universality.runtime import log
+from universality.storage import replacing, write_json, write_table
 
-Layer: TypeAlias = scipy.sparse.csr_array | Neurons
-_CHUNK = 2048  # features whose per-document sums are held at a time
-
-
-class ModelSide(NamedTuple):
-    """One side: the model's name, the numbers of its compared layers, and what their features do [T, F] each."""
-
-    model: str
-    numbers: list[int]
-    layers: list[Layer]
-
-
-def read_feature_side(model: str, numbers: list[int], folders: list[Path]) -> ModelSide:
-    return ModelSide(model, numbers, [read_codes(folder).by_token for folder in folders])
-
-
-def read_neuron_side(model: str, numbers: list[int], shards: list[Path]) -> ModelSide:
-    return ModelSide(model, numbers, [*read_neurons(model, numbers, shards)])
-
-
-def shuffled(side: ModelSide, seed: int) -> ModelSide:
-    """The side with the tokens of its codes in one random order, the same for all layers: what chance alone gives."""
-    order = np.random.default_rng(seed).permutation(side.layers[0].shape[0])
-    return side._replace(layers=[layer[order] for layer in side.layers if not isinstance(layer, Neurons)])
-
-
-def compare(a: ModelSide, b: ModelSide, documents: np.ndarray, settings: Statistics) -> tuple[dict, dict]:
-    """(columns of the table, summary). `documents` [T] tells each token's document."""
-    for side in (a, b):
-        for layer in side.layers:
-            if layer.shape[0] != len(documents):
-                raise StudyError(
-                    f"{side.model}: codes of {layer.shape[0]} tokens, but {len(documents)} tokens were cached; "
-                    "remake its features"
-                )
-    index = document_index(documents)
-    weights = resample_weights(index.shape[0], settings.bootstrap_samples, settings.bootstrap_seed)
-    tables, summary, pooled = [], {}, []
-    for direction, x, y in (("a_to_b", a, b), ("b_to_a", b, a)):
-        table, resampled = _one_way(x, y, index, weights, settings.confidence)
-        tables.append(table)
-        pooled.append(resampled)
-        summary[direction] = _summary(x.model, y.model, table["mppc"], resampled, settings.confidence)
-    columns = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
-    both = _summary(a.model, b.model, columns["mppc"], np.concatenate(pooled, axis=1), settings.confidence)
-    return columns, {**summary, "both": both, "n_tokens": len(documents), "n_documents": index.shape[0]}
-
-
-def _one_way(x: ModelSide, y: ModelSide, index, weights: np.ndarray, confidence: float) -> tuple[dict, np.ndarray]:
-    tables, resampled = [], []
-    numbers = np.array([*y.numbers, -1], dtype=np.int32)  # place -1, of features without a match, stays -1
-    for layer, features in zip(x.numbers, progress(x.layers, f"{x.model} -> {y.model}, layers"), strict=True):
-        mppc, place, best_feature = best_over_layers([_match(features, other) for other in y.layers])
-        r = _resample(features, y.layers, place, best_feature, index, weights)
-        low, high = percentile_interval(r, confidence)
-        n = len(mppc)
-        tables.append(
-            {
-                "model": np.full(n, x.model),
-                "layer": np.full(n, layer, dtype=np.int32),
-                "feature": np.arange(n, dtype=np.int32),
-                "best_model": np.full(n, y.model),
-                "best_layer": numbers[place],
-                "best_feature": best_feature,
-                "mppc": mppc,
-                "mppc_low": low,
-                "mppc_high": high,
-                "frequency": _frequency(features),
-                "dead": np.isnan(mppc),
-            }
-        )
-        resampled.append(r)
-    return {k: np.concatenate([t[k] for t in tables]) for k in tables[0]}, np.concatenate(resampled, axis=1)
-
-
-def _frequency(x: Layer) -> np.ndarray:
-    if isinstance(x, Neurons):
-        return x.moments.frequency
-    return np.asarray((x != 0).sum(axis=0)).ravel() / x.shape[0]
-
-
-def _match(x: Layer, y: Layer) -> Matches:
-    if isinstance(x, Neurons) and isinstance(y, Neurons):
-        return best_of_correlations(correlations(x, y))
-    return best_matches(x, y)
-
-
-def _resample(x: Layer, others: list[Layer], place, best_feature, index, weights) -> np.ndarray:
-    """Correlation of each live feature of x with its partner in every resample [R, F]; NaN for dead ones."""
-    r = np.full((len(weights), x.shape[1]), np.nan)
-    for number, other in enumerate(others):
-        matched = np.flatnonzero(place == number)
-        sums_of = _pair_sums(index, x, other)
-        for start in range(0, len(matched), _CHUNK):
-            part = matched[start : start + _CHUNK]
-            r[:, part] = resampled_correlations(sums_of(part, best_feature[part]), weights)
-    return r
-
-
-def _pair_sums(index, x: Layer, y: Layer) -> Callable[[np.ndarray, np.ndarray], DocumentSums]:
-    """(features of x, their partners in y) -> per-document sums."""
-    if isinstance(x, Neurons) and isinstance(y, Neurons):
-        return functools.partial(pair_sums, index, x, y)
-    assert not isinstance(x, Neurons)
-    assert not isinstance(y, Neurons)
-    x_columns, y_columns = x.tocsc(), y.tocsc()
-    return lambda features, partners: sparse_sums(index, x_columns[:, features], y_columns[:, partners])
-
-
-def _summary(model: str, other: str, mppc: np.ndarray, resampled: np.ndarray, confidence: float) -> dict:
-    alive = ~np.isnan(mppc)
-    if not alive.any():
-        raise StudyError(f"alignment of {model} with {other}: every feature is dead on the evaluation tokens")
-    means = np.nanmean(resampled[:, alive], axis=1)
-    low, high = percentile_interval(means[:, None], confidence)
-    return {
-        "model": model,
-        "best_model": other,
-        "mean": float(mppc[alive].mean()),
-        "low": float(low[0]),
-        "high": float(high[0]),
-        "median": float(np.median(mppc[alive])),
-        "features": len(mppc),
-        "dead": int((~alive).sum()),
-    }
+DIRECTIONS = ("a_to_b", "b_to_a")
 
 
 def write_comparison(
-    comparison: Comparison,
-    a: ModelSide,
-    b: ModelSide,
-    documents: np.ndarray,
-    settings: Statistics,
-    table: Path,
-    summary: Path,
-) -> None:
-    """Compare, and write table and summary, which names the sides. `documents` [T] tells each token's document."""
-    if comparison.setting == "shuffled":
-        b = shuffled(b, settings.shuffle_seed)
-    columns, means = compare(a, b, documents, settings)
-    both = means["both"]
+    comparison: Comparison, a: ModelSide, b: ModelSide, parts: list[Path], order: TokenOrder, matching: Matching,
+    statistics: Statistics, out: Path,
+) -> None:  # fmt: skip
+    found = read_blocks(parts, a, b)
+    frequency = tuple({number: side.load(number, order).frequency for number in side.numbers} for side in (a, b))
+    directions = gather(found, a, b, order.half, frequency, matching, statistics)  # type: ignore[arg-type]
+    for side, direction in zip((a, b), directions, strict=True):
+        if np.isnan(direction.mppc).all():
+            raise StudyError(f"alignment of {a.model} with {b.model}: every feature of {side.model} is dead")
+    resampled = resample(a, b, directions, order, matching, statistics)
+    summary = summarise(a, b, directions, resampled, statistics)
+    summary |= {**comparison.model_dump(mode="json"), "confidence": statistics.confidence}
+    summary |= {"n_tokens": order.n_tokens, "n_documents": order.n_documents, "n_groups": len(order.groups) - 1}
+    mean = summary["both"]
     log.info(
-        "%s and %s, %s: mean MPPC %.4f [%.4f, %.4f]",
-        a.model, b.model, comparison.setting, both["mean"], both["low"], both["high"],
+        "%s and %s, %s: mean MPPC %.4f [%.4f, %.4f], held out %.4f, null %.4f",
+        a.model, b.model, comparison.setting, mean["mean"], mean["low"], mean["high"],
+        mean["statistics"]["heldout_mean"]["value"], mean["statistics"]["null_mean"]["value"],
     )  # fmt: skip
-    write_table(table, columns)
-    write_json(summary, {**comparison.model_dump(mode="json"), "confidence": settings.confidence, **means})
+    with replacing(out) as folder:
+        folder.mkdir()
+        write_table(folder / "features.parquet", features_table(a, b, directions, resampled))
+        write_table(folder / "partners.parquet", partners_table(a, b, directions))
+        write_table(folder / "layers.parquet", layers_table(a, b, directions, found))
+        write_table(folder / "tokens.parquet", tokens_table(a, b, directions, order))
+        write_table(folder / "replicates.parquet", replicates_table(resampled))
+        write_json(folder / "summary.json", summary)
+
+
+def summarise(a, b, directions: tuple[Direction, Direction], resampled: Resampled, settings: Statistics) -> dict:
+    """For each direction and both together: what there is, and each statistic with its interval."""
+    parts = [estimates(d, settings) for d in directions]
+    summary: dict = {}
+    for name, members in (("a_to_b", (0,)), ("b_to_a", (1,)), ("both", (0, 1))):
+        r = np.concatenate([directions[k].mppc for k in members])
+        values = {}
+        for statistic in parts[0]:
+            numerator, denominator = (sum(parts[k][statistic][place] for k in members) for place in (0, 1))
+            values[statistic] = _with_interval(
+                numerator / denominator if denominator else np.nan, resampled.ratio(name, statistic), settings
+            )
+        excess = resampled.ratio(name, "mean") - resampled.ratio(name, "null_mean")
+        values["above_null"] = _with_interval(_minus(values["mean"], values["null_mean"]), excess, settings)
+        mean = values["mean"]
+        summary[name] = {
+            "mean": mean["value"],
+            "low": mean["low"],
+            "high": mean["high"],
+            "median": float(np.nanmedian(r)),
+            "features": len(r),
+            "dead": int(np.isnan(r).sum()),
+            "statistics": values,
+        }
+    for k, (name, models) in enumerate(zip(DIRECTIONS, ((a, b), (b, a)), strict=True)):
+        depth = depth_correlation(directions[k], models[1], settings)
+        summary[name] |= {"model": models[0].model, "best_model": models[1].model, "depth_correlation": depth}
+    return summary
+
+
+def _minus(one: dict, other: dict) -> float:
+    return np.nan if one["value"] is None or other["value"] is None else one["value"] - other["value"]
+
+
+def _with_interval(value: float, replicates: np.ndarray, settings: Statistics) -> dict:
+    low, high = centred_interval(value, replicates[:, None], settings.confidence)
+    numbers = {"value": float(value), "low": float(low[0]), "high": float(high[0])}
+    return {name: None if np.isnan(x) else x for name, x in numbers.items()}
+
+
+def depth_correlation(direction: Direction, other: ModelSide, settings: Statistics) -> dict | None:
+    """Spearman correlation of a live feature's layer with its best partner's, with an interval by resampling features;
+    None where only one layer is compared."""
+    live = ~np.isnan(direction.mppc)
+    own, own_place = np.unique(direction.layer[live], return_inverse=True)
+    table = np.zeros((len(own), len(other.numbers)))
+    np.add.at(table, (own_place, direction.best.layer[live, 0]), 1)
+    if min((table.sum(axis=1) > 0).sum(), (table.sum(axis=0) > 0).sum()) < 2:
+        return None
+    rng = np.random.default_rng(settings.bootstrap_seed)
+    n = int(table.sum())
+    drawn = rng.multinomial(n, table.ravel() / n, size=settings.bootstrap_samples).reshape(-1, *table.shape)
+    low, high = percentile_interval(np.array([[_spearman(x)] for x in drawn]), settings.confidence)
+    return {"value": float(_spearman(table)), "low": float(low[0]), "high": float(high[0])}
+
+
+def _spearman(table: np.ndarray) -> float:
+    """Of a table of counts: Pearson correlation of mid-ranks."""
+    ranks = [np.cumsum(t) - t / 2 for t in (table.sum(axis=1), table.sum(axis=0))]
+    n = table.sum()
+    x, y = (rank - n / 2 for rank in ranks)
+    spread = (table.sum(axis=1) @ x**2) * (table.sum(axis=0) @ y**2)
+    return float(x @ table @ y / np.sqrt(spread)) if spread > 0 else np.nan
+
+
+def features_table(a, b, directions, resampled: Resampled) -> dict:
+    tables = []
+    for name, d, side, other, across in zip(DIRECTIONS, directions, (a, b), (b, a), directions[::-1], strict=True):
+        n = len(d.layer)
+        has_partner = d.assigned >= 0
+        where = np.where(has_partner, d.assigned, 0)
+        null = np.full(n, np.nan)
+        null[d.null_of] = np.fmax.reduce(d.best.null_r, axis=0)
+        tables.append(
+            {
+                "model": np.full(n, side.model),
+                "layer": d.layer,
+                "feature": d.feature,
+                "direction": np.full(n, name),
+                "best_model": np.full(n, other.model),
+                "best_layer": _numbers(other)[d.best.layer[:, 0]],
+                "best_feature": d.best.partner[:, 0],
+                "mppc": d.mppc,
+                "mppc_low": resampled.low[name],
+                "mppc_high": resampled.high[name],
+                "heldout_layer": _numbers(other)[d.best.chosen_layer],
+                "heldout_feature": d.best.chosen,
+                "heldout_mppc": d.best.heldout_r,
+                "null_mppc": null,
+                "p_value": d.p,
+                "matched": d.found,
+                "mutual": d.mutual,
+                "one_to_one_layer": np.where(has_partner, across.layer[where], -1).astype(np.int32),
+                "one_to_one_feature": np.where(has_partner, across.feature[where], -1).astype(np.int32),
+                "one_to_one_r": d.assigned_r,
+                "frequency": d.frequency,
+                "dead": np.isnan(d.mppc),
+            }
+        )
+    return {column: np.concatenate([t[column] for t in tables]) for column in tables[0]}
+
+
+def _numbers(side: ModelSide) -> np.ndarray:
+    """Place -> number of the layer; place -1, of no partner, -> -1."""
+    return np.array([*side.numbers, -1], dtype=np.int32)
+
+
+def partners_table(a, b, directions) -> dict:
+    tables = []
+    for name, d, side, other in zip(DIRECTIONS, directions, (a, b), (b, a), strict=True):
+        own, rank = np.nonzero(d.best.partner >= 0)
+        tables.append(
+            {
+                "direction": np.full(len(own), name),
+                "model": np.full(len(own), side.model),
+                "layer": d.layer[own],
+                "feature": d.feature[own],
+                "rank": (rank + 1).astype(np.int32),
+                "partner_layer": _numbers(other)[d.best.layer[own, rank]],
+                "partner_feature": d.best.partner[own, rank],
+                "r": d.best.r[own, rank],
+            }
+        )
+    return {column: np.concatenate([t[column] for t in tables]) for column in tables[0]}
+
+
+def layers_table(a, b, directions, found: dict[tuple[str, int, int], Found]) -> dict:
+    """Mean over a layer's live features of the largest correlation in one layer of the other side; where the best of
+    all layers lie."""
+    rows: dict[str, list] = {k: [] for k in ("direction", "layer", "other_layer", "mean_mppc", "share_best", "live")}
+    for (side, x, y), one in found.items():
+        d, own, other = (directions[0], x, y) if side == "a" else (directions[1], y, x)
+        live = ~np.isnan(one.r[:, 0])
+        best = d.best.layer[d.layer == own, 0][live]
+        numbers = (b if side == "a" else a).numbers
+        values = (
+            DIRECTIONS["ab".index(side)], own, other, one.r[live, 0].mean() if live.any() else np.nan,
+            (best == numbers.index(other)).mean() if live.any() else np.nan, int(live.sum()),
+        )  # fmt: skip
+        for column, value in zip(rows.values(), values, strict=True):
+            column.append(value)
+    return rows
+
+
+def tokens_table(a, b, directions, order: TokenOrder) -> dict:
+    rows: dict[str, list] = {k: [] for k in ("direction", "tokens", "mean_mppc", "live")}
+    for name, d in zip(DIRECTIONS, directions, strict=True):
+        for tokens, r in zip(order.cuts, [*d.best.prefix_r, d.mppc], strict=True):
+            live = ~np.isnan(r)
+            values = name, int(tokens), float(r[live].mean()) if live.any() else np.nan, int(live.sum())
+            for column, value in zip(rows.values(), values, strict=True):
+                column.append(value)
+    return rows
+
+
+def replicates_table(resampled: Resampled) -> dict:
+    """Every statistic of each direction and of both in every resample; the same row of two comparisons of the same
+    documents is the same resample."""
+    statistics = sorted({statistic for _, statistic in resampled.sums})
+    return {f"{d}.{s}": resampled.ratio(d, s) for d in (*DIRECTIONS, "both") for s in statistics}

@@ -16,7 +16,7 @@ app = stage("Gather the results.")
 @app.command(
     epilog=example(
         "report build --settings report.yaml --models models/neox --saes saes/metrics.parquet "
-        "--alignment alignment/cross.parquet --circuits circuits/induction_neox.parquet --metrics metrics.json "
+        "--alignment alignment/cross --circuits circuits/induction_neox.parquet --metrics metrics.json "
         "--out report"
     )
 )
@@ -24,7 +24,7 @@ def build(
     settings: Settings,
     models: Annotated[list[Path], typer.Option(help="A model folder; repeat for more.")],
     saes: Annotated[Path, typer.Option(help="The table of all dictionaries' metrics.")],
-    alignment: Annotated[list[Path], typer.Option(help="A comparison's table, its summary beside it; repeat.")],
+    alignment: Annotated[list[Path], typer.Option(help="A comparison's folder; repeat.")],
     circuits: Annotated[list[Path], typer.Option(help="A table of circuit effects; repeat for more.")],
     metrics: Annotated[Path, typer.Option(help="Where metrics.json goes.")],
     out: Out,

@@ -25,7 +25,6 @@ SETTING_COLOURS = {
     "sae_seed": "#2a9d5c",
     "model_seed": "#8ab17d",
     "neurons": "#b08968",
-    "shuffled": "#9a9a9a",
 }
 _MARKERS = "os^Dv"  # of models
 

@@ -15,7 +15,6 @@ SETTING_NAMES = {
     "sae_seed": "skyline: same model, other SAE seed",
     "model_seed": "skyline: other model seed",
     "neurons": "baseline: neurons",
-    "shuffled": "null: tokens of one side shuffled",
 }
 
 
@@ -71,22 +70,21 @@ def _figures(results: Results) -> dict[str, str]:
 
 
 def _verdicts(results: Results) -> list[str]:
-    """What the intervals say of each cross-architecture comparison against the null of the same two sides, in words."""
-    lines = []
-    for name, cross in results.comparisons.items():
-        for null_name, null in results.comparisons.items():
-            same_sides = all(cross.summary[side] == null.summary[side] for side in ("a", "b"))
-            settings = (cross.summary["setting"], null.summary["setting"])
-            if settings == ("cross_architecture", "shuffled") and same_sides:
-                lines.append(_verdict(name, cross.summary["both"], null_name, null.summary["both"]))
-    return lines
+    """What the intervals say of each cross-architecture comparison against its own null, in words."""
+    return [
+        _verdict(name, c.summary["both"]["statistics"])
+        for name, c in results.comparisons.items()
+        if c.summary["setting"] == "cross_architecture"
+    ]
 
 
-def _verdict(name: str, mean: dict, null_name: str, null: dict) -> str:
-    if mean["low"] > null["high"]:
-        relation = "above; the intervals do not overlap"
-    elif mean["high"] < null["low"]:
-        relation = "below; the intervals do not overlap"
-    else:
-        relation = "not told apart; the intervals overlap"
-    return f"{name} ({mean['mean']:.3f}) against {null_name} ({null['mean']:.3f}): {relation}"
+def _verdict(name: str, statistics: dict) -> str:
+    mean, null, above = (statistics[key] for key in ("mean", "null_mean", "above_null"))
+    if any(part["low"] is None for part in (mean, null, above)):
+        return f"{name}: no null could be computed"
+    relation = "above it" if above["low"] > 0 else "below it" if above["high"] < 0 else "not told apart from it"
+    interval = f"[{above['low']:.3f}, {above['high']:.3f}]"
+    return (
+        f"{name}: mean MPPC {mean['value']:.3f}, null {null['value']:.3f}; the difference, "
+        f"{above['value']:.3f} {interval}, says {relation}"
+    )

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from universality.storage import read_json, read_table
 
@@ -39,7 +38,7 @@ def read_results(
 ) -> Results:
     training = {p.name: _frame(p / "training.parquet") for p in models if (p / "training.parquet").exists()}
     features = {p.name.removesuffix(".features.parquet"): _frame(p) for p in crosscoders}
-    comparisons = {p.stem: Comparison(_frame(p), read_json(p.with_suffix(".json"))) for p in alignment}
+    comparisons = {p.name: Comparison(_frame(p / "features.parquet"), read_json(p / "summary.json")) for p in alignment}
     induction, off_by_one = (
         {p.stem.removeprefix(task): _frame(p) for p in circuits if p.stem.startswith(task)}
         for task in ("induction_", "off_by_one_")
@@ -60,14 +59,6 @@ def depth_map(table: pd.DataFrame, model: str) -> tuple[np.ndarray, list[int], l
     )
     counts = counts.reindex(index=layers, columns=others or layers, fill_value=0.0)
     return counts.to_numpy(), [int(n) for n in counts.index], [int(n) for n in counts.columns]
-
-
-def depth_correlation(table: pd.DataFrame, model: str) -> float | None:
-    """Spearman correlation of a live feature's layer with its best match's; None where only one layer is compared."""
-    rows = table[(table.model == model) & ~table.dead]
-    if rows.layer.nunique() < 2 or rows.best_layer.nunique() < 2:
-        return None
-    return float(spearmanr(rows.layer, rows.best_layer).statistic)
 
 
 def metrics(results: Results) -> dict:
@@ -130,11 +121,10 @@ def _plain(row) -> dict:
 
 def _alignment_metrics(comparison: Comparison) -> dict:
     summary = comparison.summary
-    kept = ("model", "best_model", "mean", "low", "high", "median", "features", "dead")
+    kept = ["model", "best_model", "mean", "low", "high", "median", "features", "dead", "depth_correlation"]
+    kept.append("statistics")
     directions = {d: {key: summary[d][key] for key in kept} for d in ("a_to_b", "b_to_a")}
-    for values in directions.values():
-        values["depth_correlation"] = depth_correlation(comparison.table, values["model"])
-    both = {key: summary["both"][key] for key in ("mean", "low", "high", "median")}
+    both = {key: summary["both"][key] for key in ("mean", "low", "high", "median", "statistics")}
     return {"setting": summary["setting"], **both, **directions}
 
 

@@ -84,7 +84,14 @@ STAGES = (
         modules=("commands", "evaluation_commands"),
     ),
     Stage("features", "features", ("activations", "saes"), ("features",), ("features", *_SHAPE)),
-    Stage("alignment", "alignment", ("activations", "features"), ("alignment",), ("alignment", "models.zoo")),
+    Stage(
+        "alignment",
+        "alignment",
+        ("activations", "features"),
+        ("alignment",),
+        ("alignment", "models.zoo"),
+        rules="$(universality study rules alignment)",
+    ),
     Stage("circuits", "circuits", ("models", "corpus/tokens"), ("circuits",), ("circuits", "models.zoo")),
     Stage(
         "report",

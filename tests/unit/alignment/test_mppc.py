@@ -2,83 +2,124 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from universality.alignment.mppc import (
-    Matches,
-    best_matches,
-    best_matches_reference,
-    best_of_correlations,
-    best_over_layers,
-    moments,
-)
+from tests.unit.alignment.reference import correlations, top
+from universality.alignment.dense import match_dense
+from universality.alignment.layers import sparse_layer
+from universality.alignment.mppc import Drawn, match_sparse
+from universality.alignment.token_order import order_by_document, rotations
+
+T, F_A, F_B, M = 2500, 45, 70, 4
 
 
-def random_codes(n_tokens, n_features, density, seed):
-    matrix = scipy.sparse.random_array((n_tokens, n_features), density=density, rng=np.random.default_rng(seed))
-    return matrix.tocsr().astype(np.float32)
+def sparse(rng, n):
+    return rng.exponential(1, (T, n)) * (rng.random((T, n)) < rng.uniform(0.01, 0.3, n))
 
 
-@pytest.mark.parametrize("density", [0.002, 0.05, 0.6, 1.0])
-def test_sparse_equals_numpy_corrcoef(density):
-    a, b = random_codes(400, 37, density, 1), random_codes(400, 53, density, 2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        r = np.corrcoef(a.toarray().astype(float), b.toarray().astype(float), rowvar=False)[:37, 37:]
-    expected = best_of_correlations(r)
-    found = best_matches(a, b)
-    np.testing.assert_allclose(found.mppc, expected.mppc, rtol=1e-9, atol=1e-12)
-    dead = np.isnan(expected.mppc)
-    assert np.array_equal(found.partner < 0, dead)
-    rows = np.flatnonzero(~dead)
-    np.testing.assert_allclose(r[rows, found.partner[rows]], expected.mppc[rows], rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(
-        best_matches_reference(a.toarray(), b.toarray()).mppc, expected.mppc, rtol=1e-9, atol=1e-12
-    )
+def heavy_tailed(rng, n):
+    return rng.standard_cauchy((T, n)) ** 2 * (rng.random((T, n)) < 0.1)
 
 
-def test_pairs_that_never_fire_together_are_counted():
-    """All co-firing pairs anticorrelate here; the best partner never fires with the feature."""
-    x = np.array([1.0, 1, 0, 0, 0, 0])
-    y = np.array([[0.1, 0.1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1.0]]).T
-    a, b = scipy.sparse.csr_array(x[:, None]), scipy.sparse.csr_array(y)
-    r = [np.corrcoef(x, y[:, j])[0, 1] for j in range(2)]
-    found = best_matches(a, b)
-    assert found.partner[0] == int(np.argmax(r)) == 1
-    assert found.mppc[0] == pytest.approx(max(r))
+def almost_dense(rng, n):
+    return (1 + rng.random((T, n))) * (rng.random((T, n)) < 0.98)
 
 
-def test_dead_features_match_nothing_and_are_matched_by_nothing():
-    a, b = (np.random.default_rng(s).random((50, 3)) for s in (0, 1))
-    a[:, 1], b[:, 0] = 0, 7.5  # never fires; never varies
-    found = best_matches(scipy.sparse.csr_array(a), scipy.sparse.csr_array(b))
-    assert np.isnan(found.mppc[1])
-    assert found.partner[1] == -1
-    assert 0 not in found.partner
-    nothing = best_matches(scipy.sparse.csr_array(a), scipy.sparse.csr_array(np.zeros((50, 2))))
-    assert np.isnan(nothing.mppc).all()
+def far_from_zero(rng, n):
+    """Means of 1e4 times the spread, half of them with a common part."""
+    common = rng.standard_normal((T, 1)) * (np.arange(n) % 2)
+    return 1e4 + common + rng.standard_normal((T, n))
 
 
-def test_dense_features_far_from_zero_do_not_cancel():
-    """A mean 10,000 times the spread: float32 sums of squares give nonsense here."""
+def with_constants(rng, n):
+    x = sparse(rng, n)
+    x[:, 0], x[:, 1], x[:, 2], x[: T // 2, 3] = 0, 3.7, 1e4, 0
+    x[:, 5] = x[:, 4]
+    return x
+
+
+KINDS = [sparse, heavy_tailed, almost_dense, far_from_zero, with_constants]
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+def case(request):
     rng = np.random.default_rng(0)
-    shared = rng.standard_normal(100_000)
-    x = 1e4 + shared
-    y = 1e4 + shared + np.sqrt(3) * rng.standard_normal(100_000)
-    a, b = (scipy.sparse.csr_array(v[:, None]) for v in (x, y))
-    assert best_matches(a, b).mppc[0] == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-6)
-    assert best_matches(a, b).mppc[0] == pytest.approx(0.5, abs=0.02)
+    a, b = (request.param(rng, n).astype(np.float32) for n in (F_A, F_B))
+    b[:, 10], b[:, 11] = a[:, 11], a[:, 12] + b[:, 11]
+    return a, b, order_by_document(rng.integers(0, 120, T), [0.125, 0.25], 40, seed=3)
 
 
-def test_moments_equal_numpy():
-    codes = random_codes(300, 20, 0.1, 3)
-    mean, sd = moments(codes)
-    np.testing.assert_allclose(mean, codes.toarray().mean(0, dtype=np.float64), rtol=1e-12)
-    np.testing.assert_allclose(sd, codes.toarray().astype(np.float64).std(0), rtol=1e-9, atol=1e-12)
+def layer(x, order):
+    return sparse_layer(scipy.sparse.csr_array(x), order)
 
 
-def test_best_over_layers_takes_the_largest_and_keeps_the_dead():
-    nan = np.nan
-    first = Matches(np.array([0.2, 0.9, nan]), np.array([4, 5, -1]))
-    second = Matches(np.array([0.7, 0.9, nan]), np.array([6, 7, -1]))
-    mppc, place, feature = best_over_layers([first, second])
-    np.testing.assert_array_equal(mppc, [0.7, 0.9, nan])
-    assert place.tolist() == [1, 0, -1]
-    assert feature.tolist() == [6, 5, -1]
+def drawn(order):
+    return Drawn(np.arange(0, F_A, 2), np.arange(1, F_B, 3), rotations(order, 2, seed=5))
+
+
+def test_partners_are_those_of_numpys_correlations(case):
+    a, b, order = case
+    found = match_sparse(layer(a, order), layer(b, order), order, M, drawn(order))
+    x, y = a[order.rows], b[order.rows]
+    for one, r in zip(found, (correlations(x, y), correlations(x, y).T), strict=True):
+        values, _ = top(r, M)
+        np.testing.assert_allclose(one.r, values, atol=1e-6)
+        there = np.take_along_axis(r, np.maximum(one.partner, 0), axis=1)
+        np.testing.assert_allclose(np.where(one.partner < 0, np.nan, there), values, atol=1e-6)
+
+
+def test_prefixes_and_halves_are_those_of_numpys_correlations(case):
+    a, b, order = case
+    found = match_sparse(layer(a, order), layer(b, order), order, M, drawn(order))
+    x, y = a[order.rows], b[order.rows]
+    half = order.cuts[order.half]
+    test = correlations(x[half:], y[half:])
+    for one, transposed in zip(found, (False, True), strict=True):
+        for k, cut in enumerate(order.cuts[:-1]):
+            r = correlations(x[:cut], y[:cut])
+            values, _ = top(r.T if transposed else r, 1)
+            live = ~np.isnan(one.prefix_r[k])
+            np.testing.assert_allclose(one.prefix_r[k][live], values[live, 0], atol=1e-6)
+        chosen = np.flatnonzero(one.chosen >= 0)
+        due = (test.T if transposed else test)[chosen, one.chosen[chosen]]
+        np.testing.assert_allclose(one.heldout_r[chosen], due, atol=1e-6)
+
+
+def test_the_null_meets_rotated_documents(case):
+    a, b, order = case
+    choice = drawn(order)
+    found = match_sparse(layer(a, order), layer(b, order), order, M, choice)
+    x, y = a[order.rows], b[order.rows]
+    for k, rotation in enumerate(choice.rotations):
+        for one, chosen, own, other in zip(found, (choice.a, choice.b), (x, y), (y, x), strict=True):
+            values, _ = top(correlations(own[:, chosen], np.roll(other, -rotation, axis=0)), 1)
+            np.testing.assert_allclose(one.null_r[k], values[:, 0], atol=1e-6)
+
+
+def test_products_of_blocks_find_the_same(case):
+    a, b, order = case
+    layers = layer(a, order), layer(b, order)
+    fast, plain = (f(*layers, order, M, drawn(order)) for f in (match_sparse, match_dense))
+    for one, other in zip(fast, plain, strict=True):
+        for name in ("r", "prefix_r", "null_r"):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-9, err_msg=name)
+
+
+def test_any_number_of_workers_gives_the_same_bytes(case):
+    a, b, order = case
+    layers = layer(a, order), layer(b, order)
+    results = [match_sparse(*layers, order, M, drawn(order), workers) for workers in (1, 2, 5)]
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            for x, y in zip(one, two, strict=True):
+                assert x.tobytes() == y.tobytes()
+
+
+def test_pairs_that_never_fire_together_count(tmp_path):
+    """All of b's features exclude a's only one: the best is the least negative, which has no common token at all."""
+    order = order_by_document(np.repeat(np.arange(20), 10), [], 20, seed=1)
+    a = np.zeros((200, 1), np.float32)
+    a[::2] = 1
+    b = np.zeros((200, 3), np.float32)
+    b[1::2, 0], b[1::4, 1], b[1, 2] = 1, 1, 1
+    found, _ = match_sparse(layer(a, order), layer(b, order), order, 3, Drawn(*[np.arange(1)] * 2, np.array([10])))
+    assert found.partner[0].tolist() == [2, 1, 0]
+    np.testing.assert_allclose(found.r[0], np.sort(correlations(a, b)[0])[::-1])

@@ -63,7 +63,7 @@ def test_beside_a_crosscoder_stands_what_mppc_says_of_its_layers(results):
             "dead": [False, False, False, True, False, False, False],
         }
     )
-    settings = {"cross": "cross_architecture", "null": "shuffled"}
+    settings = {"cross": "cross_architecture", "null": "model_seed"}
     comparisons = {name: Comparison(table, {"setting": setting}) for name, setting in settings.items()}
     comparisons["others"] = Comparison(table.replace("mamba", "rwkv"), {"setting": "cross_architecture"})
     pair = _crosscoder_metrics(results._replace(comparisons=comparisons))["pair"]

@@ -1,0 +1,52 @@
+"""Parts of a comparison, a block of layers of each side: what any two of their layers find in each other."""
+
+from pathlib import Path
+
+import numpy as np
+
+from universality.alignment.dense import match
+from universality.alignment.mppc import Drawn
+from universality.alignment.settings import Matching
+from universality.alignment.sides import ModelSide, null_features
+from universality.alignment.token_order import TokenOrder, rotations
+from universality.alignment.top import Found
+from universality.errors import StudyError
+from universality.runtime import progress
+from universality.storage import read_tensors, write_tensors
+
+
+def write_block(a: ModelSide, b: ModelSide, order: TokenOrder, settings: Matching, out: Path) -> None:
+    """Write `{direction}.{layer of a}.{layer of b}.{field of Found}` for each pair of layers."""
+    rotated = rotations(order, settings.rotations, settings.null_seed)
+    layers_a = {number: a.load(number, order) for number in a.numbers}
+    arrays: dict[str, np.ndarray] = {}
+    for number_b in progress(b.numbers, f"{a.model} and {b.model}, layers of {b.model}"):
+        layer_b = b.load(number_b, order)
+        for number_a, layer_a in layers_a.items():
+            drawn = Drawn(
+                null_features(settings, 0, number_a, layer_a.n_features),
+                null_features(settings, 1, number_b, layer_b.n_features),
+                rotated,
+            )
+            found = match(layer_a, layer_b, order, settings.partners, drawn)
+            for direction, one in zip(("a", "b"), found, strict=True):
+                prefix = f"{direction}.{number_a}.{number_b}"
+                arrays |= {f"{prefix}.{name}": np.ascontiguousarray(x) for name, x in one._asdict().items()}
+    write_tensors(out, arrays)
+
+
+def read_blocks(paths: list[Path], a: ModelSide, b: ModelSide) -> dict[tuple[str, int, int], Found]:
+    """(direction, layer of a, layer of b) -> what was found. Raises StudyError if a pair of layers is missing."""
+    arrays: dict[str, np.ndarray] = {}
+    for path in paths:
+        arrays |= read_tensors(path)
+    found = {}
+    for direction in ("a", "b"):
+        for x in a.numbers:
+            for y in b.numbers:
+                names = {name: f"{direction}.{x}.{y}.{name}" for name in Found._fields}
+                missing = [name for name in names.values() if name not in arrays]
+                if missing:
+                    raise StudyError(f"{paths[0].parent}: no part holds {missing[0]}; remake the comparison's parts")
+                found[direction, x, y] = Found(**{field: arrays[name] for field, name in names.items()})
+    return found

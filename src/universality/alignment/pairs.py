@@ -1,0 +1,86 @@
+"""Correlations of given pairs of features in every resample of the documents, from sums over each group of them."""
+
+from collections.abc import Iterator
+
+import numba
+import numpy as np
+
+from universality.alignment.dense import rotated_block
+from universality.alignment.layers import Layer, SparseLayer
+from universality.alignment.token_order import TokenOrder
+
+_PAIRS = 512  # whose sums are held at a time
+
+
+def resampled_pairs(
+    x: Layer, y: Layer, i: np.ndarray, j: np.ndarray, order: TokenOrder, weights: np.ndarray, rotation: int = 0
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields (which pairs, their correlations [R, pairs]) for pairs (i[k] of x, j[k] of y), the tokens of y rotated.
+
+    `weights` [R, G]: how often each group is drawn. NaN where a feature does not vary in the resample.
+    """
+    sizes = np.diff(order.groups).astype(np.float64)
+    n = (weights @ sizes)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for start in range(0, len(i), _PAIRS):
+            part = slice(start, min(start + _PAIRS, len(i)))
+            sums = group_sums(x, y, i[part], j[part], order, rotation)
+            sx, sy, sxx, syy, sxy = (weights @ s / n for s in sums)
+            vx, vy = sxx - sx * sx, syy - sy * sy
+            r = (sxy - sx * sy) / np.sqrt(np.where((vx > 1e-12 * sxx) & (vy > 1e-12 * syy), vx * vy, np.nan))
+            yield part, np.clip(r, -1, 1)
+
+
+def group_sums(x: Layer, y: Layer, i: np.ndarray, j: np.ndarray, order: TokenOrder, rotation: int) -> np.ndarray:
+    """Sums [5, G, pairs] of x, y, xx, yy, xy over the tokens of each group. What is summed is less a constant where
+    the mean is large, as layers are, so that the sums do not cancel."""
+    sums = np.zeros((5, len(order.groups) - 1, len(i)))
+    if isinstance(x, SparseLayer) and isinstance(y, SparseLayer):
+        _sparse_sums(
+            i, j, x.feature_starts, x.tokens, x.feature_values, y.feature_starts, y.tokens, y.feature_values,
+            order.groups, order.n_tokens, rotation, sums,
+        )  # fmt: skip
+        return sums
+    first = 0
+    while first < len(order.groups) - 1:
+        last = max(first + 1, int(np.searchsorted(order.groups, order.groups[first] + 4096)) - 1)
+        start, stop = order.groups[first], order.groups[last]
+        a, b = x.block(start, stop, i), rotated_block(y, start, stop, j, rotation)
+        edges = order.groups[first:last] - start
+        for k, value in enumerate((a, b, a * a, b * b, a * b)):
+            sums[k, first:last] = np.add.reduceat(value, edges, axis=0)
+        first = last
+    return sums
+
+
+@numba.njit(parallel=True, cache=True)
+def _sparse_sums(i, j, x_starts, x_tokens, x_values, y_starts, y_tokens, y_values, groups, n_tokens, rotation, sums):
+    """Walk both features' entries in the order of x's tokens; y's come from the one that the rotation puts first."""
+    for pair in numba.prange(len(i)):
+        x, x_stop = x_starts[i[pair]], x_starts[i[pair] + 1]
+        low, high = y_starts[j[pair]], y_starts[j[pair] + 1]
+        count = high - low
+        first = np.searchsorted(y_tokens[low:high], rotation)
+        seen, group = 0, 0
+        while x < x_stop or seen < count:
+            place_x = x_tokens[x] if x < x_stop else n_tokens
+            place_y, entry = n_tokens, low
+            if seen < count:
+                entry = low + (first + seen if first + seen < count else first + seen - count)
+                place_y = y_tokens[entry] - rotation
+                place_y = place_y + n_tokens if place_y < 0 else place_y
+            place = min(place_x, place_y)
+            while groups[group + 1] <= place:
+                group += 1
+            value_x, value_y = 0.0, 0.0
+            if place_x == place:
+                value_x = np.float64(x_values[x])
+                x += 1
+            if place_y == place:
+                value_y = np.float64(y_values[entry])
+                seen += 1
+            sums[0, group, pair] += value_x
+            sums[1, group, pair] += value_y
+            sums[2, group, pair] += value_x * value_x
+            sums[3, group, pair] += value_y * value_y
+            sums[4, group, pair] += value_x * value_y
