@@ -1,4 +1,4 @@
-# Which components carry induction: path patching for every model, the off-by-one profile for Mamba.
+# Which components carry induction: path patching for every trained model, the off-by-one profile for Mamba.
 
 
 localrules:
@@ -7,7 +7,10 @@ localrules:
 
 rule all_circuits:
     input:
-        expand("results/circuits/induction_{model}.parquet", model=plan.models()),
+        expand(
+            "results/circuits/induction_{model}.parquet",
+            model=plan.circuit_models(),
+        ),
         expand(
             "results/circuits/off_by_one_{model}.parquet",
             model=plan.state_space_models(),

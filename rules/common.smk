@@ -86,6 +86,12 @@ def checkpoint_files(wildcards):
     return folder_files(model.path) if model.source == "folder" else []
 
 
+def like_folder(wildcards):
+    """The folder of the model that an untrained one is like."""
+    model = study.models.zoo[wildcards.model]
+    return [f"results/models/{model.like}"] if model.source == "untrained" else []
+
+
 def model_threads(wildcards):
     """Numerical threads, which are also the cores that Snakemake keeps for the job."""
     return study.models.zoo[wildcards.model].threads

@@ -1,4 +1,4 @@
-# One folder in transformers' format for each model: trained here, or brought in.
+# One folder in transformers' format for each model: trained here, brought in, or untrained.
 
 
 localrules:
@@ -13,6 +13,7 @@ rule all_models:
 rule models:
     input:
         checkpoint_files,
+        like=like_folder,
         tokens="results/corpus/tokens",
         tokenizer="results/corpus/tokenizer",
     output:
@@ -24,9 +25,10 @@ rule models:
     threads: model_threads
     params:
         settings=model_settings,
+        like=lambda wildcards, input: [f"--like {folder}" for folder in input.like],
         threads=model_threads,
         code=code("models"),
     shell:
         "universality models make --name {wildcards.model} --settings {params.settings:q}"
-        " --tokens {input.tokens} --tokenizer {input.tokenizer} --checkpoint checkpoints/{wildcards.model}.pt"
-        " --out {output} --threads {params.threads} --log {log}"
+        " --tokens {input.tokens} --tokenizer {input.tokenizer} {params.like} --out {output}"
+        " --checkpoint checkpoints/{wildcards.model}.pt --threads {params.threads} --log {log}"

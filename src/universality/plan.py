@@ -7,7 +7,7 @@ from typing import NamedTuple
 from universality.activations.sites import layer_of, neuron_sites, residual_site, site_of_layer
 from universality.alignment.settings import PARTS, Comparison, Side
 from universality.config import Study
-from universality.models.settings import STATE_SPACE_FAMILIES
+from universality.models.settings import STATE_SPACE_FAMILIES, UntrainedModel
 from universality.saes.settings import CROSSCODERS, AnyVariant
 
 _EVALUATION_RULES = ("saes_evaluation", "saes_evaluation_of_crosscoder", "saes_metrics")
@@ -202,8 +202,13 @@ class Plan:
         """Models that some comparison looks at."""
         return sorted({side.model for c in self._comparisons() for side in (c.a, c.b)})
 
+    def circuit_models(self) -> list[str]:
+        """Models whose circuits are looked for: an untrained one cannot do the task."""
+        return [name for name, model in self.study.models.zoo.items() if not isinstance(model, UntrainedModel)]
+
     def state_space_models(self) -> list[str]:
-        return [name for name, model in self.study.models.zoo.items() if model.family in STATE_SPACE_FAMILIES]
+        """Those of them that have a state."""
+        return [name for name in self.circuit_models() if self.study.models.zoo[name].family in STATE_SPACE_FAMILIES]
 
     def results(self) -> list[str]:
         """Every file and folder that the study's rules make."""
@@ -219,7 +224,7 @@ class Plan:
             "results/saes/metrics.parquet",
             *(f"results/features/{path}" for path in features),
             *(path for name in comparisons for path in (*self.alignment_parts(name), f"results/alignment/{name}")),
-            *(f"results/circuits/induction_{model}.parquet" for model in self.models()),
+            *(f"results/circuits/induction_{model}.parquet" for model in self.circuit_models()),
             *(f"results/circuits/off_by_one_{model}.parquet" for model in self.state_space_models()),
             "results/report",
             "results/metrics.json",

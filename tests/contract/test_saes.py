@@ -1,6 +1,7 @@
 """What holds of every variant of a dictionary: sparse autoencoders, transcoders, crosscoders."""
 
 import json
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from universality.saes.settings import (
     TopKSettings,
     TranscoderSettings,
 )
-from universality.saes.training import Trainee, Wanted, train_saes
+from universality.saes.training import Trainee, Wanted, _scaled, train_saes
 from universality.settings import OnMismatch
 
 AUX = {"k": 3, "k_aux": 8, "aux_coefficient": 0.03125}
@@ -38,6 +39,8 @@ VARIANTS = {
     "transcoder": TranscoderSettings(**AUX, input="resid_mid", target="mlp.out"),
     "skip_transcoder": TranscoderSettings(**AUX, input="resid_mid", target="mlp.out", skip=True),
     "crosscoder": CrosscoderSettings(**AUX),
+    "frozen_topk": TopKSettings(**AUX, frozen_decoder=True),
+    "frozen_relu_l1": ReluL1Settings(l1_coefficient=0.6, frozen_decoder=True),
 }
 D_IN, D_SAE, TRUE_FEATURES = 24, 48, 32
 
@@ -82,6 +85,8 @@ def train(batches, variant, out, seed=0, on_mismatch=OnMismatch.refuse, **change
 
 
 def test_training_recovers_planted_features(batches, variant, tmp_path):
+    if variant.frozen_decoder:
+        pytest.skip("its directions are random")
     sae = train(batches, variant, tmp_path / "sae")
     inputs = [torch.from_numpy(planted(2000, seed=1, d=d)[0]) for d in widths(variant)]
     x, target = inputs if isinstance(variant, TranscoderSettings) else (torch.cat(inputs, 1),) * 2
@@ -116,8 +121,12 @@ def random_batch(variant, n: int = 64, d: int = 12, dtype=torch.float32):
     return parts if isinstance(variant, TranscoderSettings) else [torch.cat(parts, 1)] * 2
 
 
-def test_sparse_arithmetic_gives_the_dense_loss_and_gradients(variant):
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
+def test_sparse_arithmetic_gives_the_dense_loss_and_gradients(variant, frozen):
     """Autograd on the plain dense formula is the reference, the auxiliary loss included."""
+    if frozen and isinstance(variant, CrosscoderSettings):
+        pytest.skip("settings refuse it")
+    variant = variant.model_copy(update={"frozen_decoder": frozen})
     sae = random_sae(variant)
     x, target = random_batch(variant)
     seen = {}
@@ -125,7 +134,8 @@ def test_sparse_arithmetic_gives_the_dense_loss_and_gradients(variant):
         sae.zero_grad()
         step = sae.loss(x, target, entries(x), 0.7)
         step.loss.backward()
-        gradients = {key: parameter.grad.clone() for key, parameter in sae.named_parameters()}
+        gradients = {key: p.grad.clone() for key, p in sae.named_parameters() if p.requires_grad}
+        assert frozen == ("W_dec" not in gradients) == (sae.W_dec.grad is None)
         seen[name] = (step.loss.detach(), step.x_hat.detach(), step.entries.firings(step.values), gradients)
     assert float(seen["dense"][0]) > 0
     for dense, sparse in zip(seen["dense"][:3], seen["sparse"][:3], strict=True):
@@ -154,6 +164,30 @@ def test_without_the_instructions_for_it_nothing_is_rounded(stores, tmp_path, mo
     for name, products in (("plain", "float32"), ("asked", "bfloat16")):
         train(stores[0], VARIANTS["topk"], tmp_path / name, steps=5, products=products)
     assert files(tmp_path / "plain") == files(tmp_path / "asked")
+
+
+def test_a_frozen_decoder_stays_at_its_random_directions(batches, variant, tmp_path):
+    """To the last bit, while all else learns and more is explained; where dead features begin anew, too."""
+    if isinstance(variant, CrosscoderSettings):
+        pytest.skip("settings refuse it")
+    frozen = {"frozen_decoder": True} | ({"resample_steps": 50} if hasattr(variant, "resample_steps") else {})
+    wanted = Wanted(variant.model_copy(update=frozen), 3, tmp_path / "sae")
+    trainee = Trainee(wanted, small_training(steps=300), _scaled(batches))
+    sae = trainee.sae
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(sae.d_sae))
+    assert "m.W_dec" not in trainee.adam.state()
+    for number, rows in enumerate(islice(batches.batches(256, 0), 300)):
+        trainee.step(rows * trainee.scaled.factors, number)
+    assert torch.equal(sae.W_dec, before["W_dec"])
+    for name, parameter in sae.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name == "W_dec"), name
+    explained = trainee.curves.columns["explained_variance"]
+    assert explained[-1] > explained[0] + 0.05
+    trainee.save([{"model_name": "m", "hook_name": "s"}] * 2)
+    loaded, metadata = load_with_metadata(tmp_path / "sae")
+    assert metadata["variant"]["frozen_decoder"] is True
+    assert torch.equal(loaded.W_dec, before["W_dec"] / trainee.scaled.factors[trainee.written])
 
 
 class LossOnly(torch.nn.Module):

@@ -47,9 +47,31 @@ BAD = [
     ),
     ("models.zoo.neox.family", "gpt5", "models.zoo.neox.family: 'gpt5' is not allowed: Input should be 'gpt_neox'"),
     ("models.zoo.neox.layers", [0, 7], "models.zoo.neox: layer 7 is out of range: n_layers=2 has 0 to 1"),
-    ("models.zoo.neox.source", "disk", "models.zoo.neox.source: 'disk' is unknown; allowed: 'train', 'folder', 'hub'"),
+    (
+        "models.zoo.neox.source",
+        "disk",
+        "neox.source: 'disk' is unknown; allowed: 'train', 'folder', 'hub', 'untrained'",
+    ),
     ("models.zoo.neox.d_model", 33, "models.zoo.neox: d_model=33 must be a multiple of 2 * n_heads=4"),
     ("models.zoo.neox.learning_rate", "1e-3", "YAML reads this as text, write 0.001 or 1.0e-3"),
+    (
+        "models.zoo.neox_untrained.like",
+        "bert",
+        "models.zoo.neox_untrained.like: 'bert' is no trained or loaded model of models.zoo; allowed: mamba, neox, ",
+    ),
+    ("models.zoo.neox_untrained.like", "mamba_untrained", "neox_untrained.like: 'mamba_untrained' is no trained or"),
+    ("models.zoo.neox_untrained.like", ["neox"], "models.zoo.neox_untrained.like: ['neox'] is no trained or loaded"),
+    ("models.zoo.neox_untrained.n_layers", 3, "neox_untrained.n_layers: 3 is not that of neox, 2; it may be left out"),
+    ("models.zoo.neox_untrained.family", "mamba", "family: 'mamba' is not that of neox, 'gpt_neox'; it may be left"),
+    ("models.zoo.neox_untrained.layers", [2], "neox_untrained: layer 2 is out of range: n_layers=2 has 0 to 1"),
+    ("models.zoo.neox_untrained.steps", 3, "models.zoo.neox_untrained.steps: unknown key; allowed here: d_model, "),
+    ("models.zoo.neox_untrained.seed", -1, "models.zoo.neox_untrained.seed: -1 is not allowed"),
+    ("saes.variants.topk.frozen_decoder", 1, "saes.variants.topk.frozen_decoder: 1 is not allowed: Input should be a"),
+    (
+        "saes.crosscoders.neox_mamba.dictionary.frozen_decoder",
+        True,
+        "saes.crosscoders.neox_mamba.dictionary: frozen_decoder: true is not for crosscoders",
+    ),
     ("corpus.sequence_length", True, "corpus.sequence_length: True is not allowed"),
     (
         "corpus.documents.evaluation_fraction",
@@ -150,6 +172,46 @@ def test_the_store_holds_what_the_study_reads_and_no_more():
     assert Plan(check_study(study, "x")).rules("corpus") == ["corpus_documents", "corpus_tokenizer", "corpus_tokens"]
     study["alignment"]["comparisons"].pop("neurons")
     assert cached()["mamba", "evaluation"] == ["resid_post.1"]
+
+
+def test_an_untrained_model_has_the_shape_and_the_layers_of_the_one_that_it_is_like():
+    study = copy.deepcopy(SMOKE)
+    zoo = study["models"]["zoo"]
+    zoo["mamba"] |= {"layers": [1], "d_model": 48, "n_layers": 3}
+    zoo["other"] = zoo["mamba_untrained"] | {"layers": [0, 2], "seed": 5, "family": "mamba"}
+    plan = Plan(check_study(study, "x"))
+    for name, layers in (("mamba_untrained", [1]), ("other", [0, 2])):
+        model = plan.study.models.zoo[name]
+        assert (model.family, model.n_layers, model.d_model) == ("mamba", 3, 48)
+        assert plan.layers(name) == layers
+    assert plan.models() == list(zoo)  # in the order of the file
+
+
+def test_what_is_wrong_with_a_model_is_told_once():
+    study = copy.deepcopy(SMOKE)
+    study["models"]["zoo"]["neox"]["n_layers"] = "two"
+    with pytest.raises(StudyError) as caught:
+        check_study(study, "x")
+    assert str(caught.value).count("two") == 1
+
+
+def test_circuits_are_those_of_models_that_were_trained():
+    plan = Plan(load_study(ROOT / "params.yaml"))
+    assert plan.circuit_models() == ["mamba", "neox", "neox_seed1"]
+    assert plan.state_space_models() == ["mamba"]
+    circuits = {path for path in plan.results() if path.startswith("results/circuits/")}
+    assert circuits == {
+        *(f"results/circuits/induction_{model}.parquet" for model in plan.circuit_models()),
+        "results/circuits/off_by_one_mamba.parquet",
+    }
+
+
+def test_a_model_and_a_variant_that_nothing_asks_for_need_no_dictionaries():
+    study = copy.deepcopy(SMOKE)
+    study["models"]["zoo"]["alone"] = study["models"]["zoo"]["neox_untrained"]
+    study["saes"]["variants"]["unused"] = study["saes"]["variants"]["frozen_topk"]
+    before, plan = (Plan(check_study(settings, "x")) for settings in (SMOKE, study))
+    assert set(plan.results()) - set(before.results()) == {"results/models/alone"}
 
 
 def test_only_compared_layers_are_planned():

@@ -40,6 +40,14 @@ def test_parameters_are_about_those_of_a_real_model(family):
     assert needs_of._weights(study, settings)[0] == pytest.approx(counted, rel=0.4)
 
 
+def test_an_untrained_model_takes_no_training():
+    [need] = [need for need in by_stage(check_study(SMOKE, "x"))["models"] if need.what.startswith("neox_untrained:")]
+    [trained] = [need for need in by_stage(check_study(SMOKE, "x"))["models"] if need.what.startswith("neox:")]
+    assert need.operations == 0 < trained.operations
+    assert need.disk == trained.disk
+    assert need.what.endswith("parameters, untrained")
+
+
 def test_a_stream_trades_disk_for_time():
     store, stream = (
         by_stage(check_study(SMOKE | {"activations": SMOKE["activations"] | {"train": train}}, "x"))

@@ -70,7 +70,7 @@ def test_every_job_leaves_a_log_and_its_benchmark(study):
     logs = study.folder / "logs"
     plan = Plan(load_study(study.folder / "params.yaml"))
     n_saes = len(plan.dictionaries()) + len(plan.evaluations()) + 1
-    counts = {"corpus": 3, "models": 3, "saes": n_saes, "features": len(plan.feature_sets())}
+    counts = {"corpus": 3, "models": len(plan.models()), "saes": n_saes, "features": len(plan.feature_sets())}
     names = plan.study.alignment.comparisons
     counts["alignment"] = sum(1 + len(plan.alignment_parts(name)) for name in names)
     for stage, count in counts.items():

@@ -15,12 +15,13 @@ from transformers import (
     Mamba2ForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    PreTrainedModel,
 )
 
 from universality.corpus.tokenizer import identity, load_tokenizer
 from universality.errors import StudyError
 from universality.models.language_model import FAMILIES
-from universality.models.settings import FolderModel, HubModel
+from universality.models.settings import AnyModel, FolderModel, HubModel
 from universality.runtime import log
 from universality.storage import read_json, replacing
 
@@ -35,13 +36,7 @@ def import_model(name: str, model: FolderModel | HubModel, tokenizer_folder: Pat
     """
     where = f"models.zoo.{name} ({model.path if isinstance(model, FolderModel) else model.name})"
     hf = _load(model, where)
-    if hf.config.model_type != model.family:
-        raise StudyError(f"{where}: is of family {hf.config.model_type}, the study says {model.family}")
-    n_layers = len(FAMILIES[model.family].block_list(hf))
-    if n_layers != model.n_layers:
-        raise StudyError(f"{where}: has {n_layers} layers, the study says n_layers={model.n_layers}")
-    if hf.config.hidden_size != model.d_model:
-        raise StudyError(f"{where}: has width {hf.config.hidden_size}, the study says d_model={model.d_model}")
+    check_shape(hf, model, where)
     tokenizer = load_tokenizer(tokenizer_folder)
     _check_tokenizer(where, model, tokenizer, tokenizer_folder)
     if hf.config.vocab_size < len(tokenizer):
@@ -49,6 +44,17 @@ def import_model(name: str, model: FolderModel | HubModel, tokenizer_folder: Pat
     with replacing(out) as folder:
         hf.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
+
+
+def check_shape(hf: PreTrainedModel, model: AnyModel, where: str) -> None:
+    """Raises StudyError, which begins with `where`, if `hf` is of another family, depth or width than its settings."""
+    if hf.config.model_type != model.family:
+        raise StudyError(f"{where}: is of family {hf.config.model_type}, the study says {model.family}")
+    n_layers = len(FAMILIES[model.family].block_list(hf))
+    if n_layers != model.n_layers:
+        raise StudyError(f"{where}: has {n_layers} layers, the study says n_layers={model.n_layers}")
+    if hf.config.hidden_size != model.d_model:
+        raise StudyError(f"{where}: has width {hf.config.hidden_size}, the study says d_model={model.d_model}")
 
 
 def _load(model: FolderModel | HubModel, where: str):

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from universality.settings import Fraction, Name, Positive, Seed, Settings
 
@@ -76,7 +77,18 @@ class HubModel(_Model):
     revision: str = "main"
 
 
-AnyModel = Annotated[TrainedModel | FolderModel | HubModel, Field(discriminator="source")]
+class UntrainedModel(_Model):
+    """Another model's architecture with freshly drawn weights: a control for what comparisons find of trained ones."""
+
+    source: Literal["untrained"] = "untrained"
+    like: Name
+    """The trained or loaded model whose config and tokenizer it has. In a zoo, family, n_layers and d_model are that
+    model's, and so are layers if left out."""
+    seed: Seed
+    """Draws the weights."""
+
+
+AnyModel = Annotated[TrainedModel | FolderModel | HubModel | UntrainedModel, Field(discriminator="source")]
 
 
 class TrainingSettings(Settings):
@@ -101,3 +113,34 @@ class TrainingSettings(Settings):
 class ModelsSettings(Settings):
     training: TrainingSettings
     zoo: Annotated[dict[Name, AnyModel], Field(min_length=1)]
+
+    @field_validator("zoo", mode="wrap")
+    @classmethod
+    def _untrained_models_are_like_others(cls, zoo, validated):
+        """The others first: what is wrong with one of them is told of it alone."""
+        if not isinstance(zoo, dict):
+            return validated(zoo)
+        untrained = {name: m for name, m in zoo.items() if isinstance(m, dict) and m.get("source") == "untrained"}
+        others = {name: model for name, model in zoo.items() if name not in untrained}
+        others = validated(others) if others else {}
+        return validated(zoo | {name: _like_another(name, model, others) for name, model in untrained.items()})
+
+
+def _like_another(name: str, model: dict, others: dict[str, AnyModel]) -> dict:
+    """Settings of an untrained model as they were read, and with them what follows from the one that it is like."""
+    like = model.get("like")
+    if not isinstance(like, str) or like not in others:
+        known = ", ".join(others) or "none"
+        raise _refusal(name, "like", f"{like!r} is no trained or loaded model of models.zoo; allowed: {known}")
+    other = others[like]
+    for key in ("family", "n_layers", "d_model"):
+        value = getattr(other, key)
+        if model.get(key, value) != value:
+            raise _refusal(name, key, f"{model[key]!r} is not that of {like}, {value!r}; it may be left out")
+    return other.model_dump(include={"family", "n_layers", "d_model", "layers"}) | model
+
+
+def _refusal(name: str, key: str, problem: str) -> ValidationError:
+    """Of a key of one model of the zoo."""
+    error = PydanticCustomError("value_error", "{problem}", {"problem": problem})
+    return ValidationError.from_exception_data("zoo", [{"type": error, "loc": (name, key), "input": None}])

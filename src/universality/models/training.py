@@ -10,7 +10,6 @@ import numba
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import AutoModelForCausalLM
 
 from universality.checkpoint import read_checkpoint, write_checkpoint
 from universality.corpus.tokenizer import load_tokenizer
@@ -18,6 +17,7 @@ from universality.corpus.tokens import TokenSequences, read_tokens
 from universality.errors import StudyError
 from universality.models.batches import IGNORED, Batches
 from universality.models.induction import induction_score, repeated_sequences
+from universality.models.initialisation import initialised
 from universality.models.language_model import FAMILIES, LanguageModel
 from universality.models.settings import TrainedModel, TrainingSettings
 from universality.provenance import running_code
@@ -33,8 +33,7 @@ def new_model(model: TrainedModel, sequences: TokenSequences) -> LanguageModel:
     config = FAMILIES[model.family].configure(
         model, sequences.vocab_size, sequences.tokens.shape[1], sequences.end_of_text
     )
-    torch.manual_seed(model.seed)
-    return LanguageModel(AutoModelForCausalLM.from_config(config))
+    return LanguageModel(initialised(config, model.seed))
 
 
 def train_model(

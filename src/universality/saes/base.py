@@ -56,6 +56,8 @@ class SAE(nn.Module, ABC):
     always_sparse: ClassVar[bool] = False
     """Does the activation itself bound how much is active?"""
     encoder_centred: bool = True
+    frozen_decoder: bool = False
+    """Does W_dec stay as `initialise` draws it, its rows at unit norm?"""
     dead_steps: int = 2**62
     """In training, features that did not fire for so many steps are dead."""
     products: Products = "float32"
@@ -128,14 +130,21 @@ class SAE(nn.Module, ABC):
 
     # What all share
 
+    def freeze_decoder(self) -> None:
+        """Let training leave W_dec as it is; to be called before `initialise`."""
+        self.frozen_decoder = True
+        self.W_dec.requires_grad_(False)
+
     @torch.no_grad()
     def initialise(self, mean: torch.Tensor, generator: torch.Generator) -> None:
         """Random decoder directions of one norm, the encoder their transpose or random too, b_dec at the target's mean
-        [d_out]."""
+        [d_out]. A frozen decoder has unit norm; the encoder is what it would be otherwise."""
         directions = torch.randn(self.W_dec.shape, generator=generator)
-        self.W_dec.copy_(self.decoder_norm * directions / directions.norm(dim=1, keepdim=True))
+        norms = directions.norm(dim=1, keepdim=True)
+        start = self.decoder_norm * directions / norms
+        self.W_dec.copy_(directions / norms if self.frozen_decoder else start)
         if self.starts_tied:
-            self.W_enc.copy_(self.W_dec.T)
+            self.W_enc.copy_(start.T)
         else:
             encoder = torch.randn(self.d_sae, self.d_in, generator=generator)
             self.W_enc.copy_((encoder / encoder.norm(dim=1, keepdim=True)).T)

@@ -31,11 +31,16 @@ def build_sae(variant: AnyVariant, d_sae: int, widths: list[int]) -> SAE:
     enough = len(widths) == int(due[0]) or (variant.architecture == "crosscoder" and len(widths) > 2)
     if not enough:
         raise StudyError(f"{variant.architecture}: is of {due}, but {len(widths)} were given")
+    sae: SAE
     if isinstance(variant, TranscoderSettings):
-        return Transcoder(widths[0], d_sae, variant, widths[1])
-    if isinstance(variant, CrosscoderSettings):
-        return Crosscoder(widths, d_sae, variant)
-    return SAES[variant.architecture](widths[0], d_sae, variant)
+        sae = Transcoder(widths[0], d_sae, variant, widths[1])
+    elif isinstance(variant, CrosscoderSettings):
+        sae = Crosscoder(widths, d_sae, variant)
+    else:
+        sae = SAES[variant.architecture](widths[0], d_sae, variant)
+    if variant.frozen_decoder:
+        sae.freeze_decoder()
+    return sae
 
 
 def initial_sae(variant: AnyVariant, d_sae: int, widths: list[int], mean: torch.Tensor, seed: int) -> SAE:

@@ -4,6 +4,7 @@ Every `resample_steps` steps, until the learning rate begins to fall, dead featu
 residual x - x_hat of an input of their own, drawn with probability proportional to the square of its loss: the decoder
 row points there, the encoder's column too; what else a feature has is as at the start. (The residual rather than the
 input, whose direction other features reconstruct already; inputs of their own, since equal features would stay equal.)
+Where the decoder is frozen, the encoder's column takes the direction that the feature has there.
 """
 
 from typing import ClassVar
@@ -41,9 +42,12 @@ class ResampledSAE(SAE):
             return dead[:0]
         chosen = torch.multinomial(losses, len(dead), replacement=False, generator=generator)
         directions = torch.nn.functional.normalize(residual[chosen])
+        if self.frozen_decoder:
+            directions = self.W_dec[dead]
+        else:
+            self.W_dec[dead] = directions * self.W_dec[alive].norm(dim=1).mean()
         encoder = self.W_enc.T
         encoder[dead] = directions * self.encoder_share * encoder[alive].norm(dim=1).mean()
-        self.W_dec[dead] = directions * self.W_dec[alive].norm(dim=1).mean()
         for name, value in self.at_the_start().items():
             getattr(self, name)[dead] = value
         self.steps_since_fired[dead] = 0

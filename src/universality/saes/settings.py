@@ -18,6 +18,8 @@ class _Variant(Settings):
     """Features; those of saes.training if left out."""
     learning_rate: Rate | None = None
     """Likewise."""
+    frozen_decoder: bool = False
+    """Do decoder rows stay at the random directions, of unit norm, that they start with? All else is trained."""
 
 
 class AuxKSettings(_Variant):
@@ -90,6 +92,14 @@ class CrosscoderSettings(AuxKSettings):
     """`k` features a token on average, for all sites together."""
 
     architecture: Literal["crosscoder"] = "crosscoder"
+
+    @model_validator(mode="after")
+    def _decoder_is_learned(self):
+        if self.frozen_decoder:
+            raise ValueError(
+                "frozen_decoder: true is not for crosscoders, whose decoder tells which features models share"
+            )
+        return self
 
 
 Variant = Annotated[

@@ -12,7 +12,7 @@ import numpy as np
 from universality.activations.sites import site_width
 from universality.config import Study
 from universality.corpus.settings import TrainedTokenizer
-from universality.models.settings import AnyModel, TrainedModel
+from universality.models.settings import AnyModel, TrainedModel, UntrainedModel
 from universality.plan import Dictionary, Plan
 from universality.saes.settings import AuxKSettings
 
@@ -62,7 +62,8 @@ def _models(study: Study) -> list[Need]:
     for name, model in study.models.zoo.items():
         parameters, _ = _weights(study, model)
         tokens = model.steps * model.batch_size * study.corpus.sequence_length if isinstance(model, TrainedModel) else 0
-        what = f"{name}: {_short(parameters)} parameters, " + (f"{_short(tokens)} tokens" if tokens else "loaded")
+        made = f"{_short(tokens)} tokens" if tokens else "untrained" if isinstance(model, UntrainedModel) else "loaded"
+        what = f"{name}: {_short(parameters)} parameters, {made}"
         found.append(Need("models", what, 4 * parameters, 6 * parameters * tokens))
     return found
 

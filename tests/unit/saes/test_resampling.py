@@ -37,6 +37,28 @@ def test_dead_features_take_the_directions_of_what_is_badly_reconstructed():
     assert len(sae.resample(target, step, torch.Generator())) == 0  # nothing is dead any more
 
 
+def test_with_a_frozen_decoder_the_encoder_begins_anew_along_the_features_own_direction():
+    variant = ReluL1Settings(l1_coefficient=1.0, resample_steps=10, frozen_decoder=True)
+    sae = build_sae(variant, 20, [8]).train()
+    sae.initialise(torch.zeros(8), torch.Generator().manual_seed(0))
+    sae.dead_steps = 5
+    dead = torch.tensor([3, 11, 19])
+    sae.steps_since_fired[dead] = 5
+    sae.W_enc.data += torch.randn(8, 20, generator=torch.Generator().manual_seed(1))
+    sae.b_enc.data -= 1
+    before = {name: parameter.detach().clone() for name, parameter in sae.named_parameters()}
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(2))
+    step = sae.loss(x, x, sae.dense_entries(x), 1.0)
+    assert torch.equal(sae.resample(x, step, torch.Generator().manual_seed(3)), dead)
+    assert torch.equal(sae.W_dec, before["W_dec"])
+    alive = torch.ones(20, dtype=torch.bool)
+    alive[dead] = False
+    norm = 0.2 * before["W_enc"][:, alive].norm(dim=0).mean()
+    torch.testing.assert_close(sae.W_enc[:, dead], norm * sae.W_dec[dead].T)
+    assert torch.equal(sae.W_enc[:, alive], before["W_enc"][:, alive])
+    assert (sae.b_enc[dead] == 0).all()
+
+
 def test_nothing_is_resampled_where_nothing_or_everything_is_dead():
     sae = StandardSAE(8, 20, ReluL1Settings(l1_coefficient=1.0)).train()
     sae.dead_steps = 5

@@ -61,12 +61,12 @@ def _step(weights, gradients, first, second, rate, scale, root, unit_rows):
 
 
 class Adam:
-    """Steps all parameters of a module; `unit_rows` names those whose rows are kept at unit norm."""
+    """Steps all parameters of a module that are trained; `unit_rows` names those whose rows are kept at unit norm."""
 
     def __init__(self, module: torch.nn.Module, unit_rows: tuple[str, ...] = ()):
         self.n_steps = 0
         self._unit_rows = unit_rows
-        self._parameters = dict(module.named_parameters())
+        self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._moments = {
             name: (torch.zeros_like(parameter), torch.zeros_like(parameter))
             for name, parameter in self._parameters.items()
@@ -94,8 +94,9 @@ class Adam:
         return norm
 
     def forget(self, name: str, rows: torch.Tensor) -> None:
-        """Forget the moments of some rows of a parameter, as a feature has that begins anew."""
-        for moment in self._moments[name]:
+        """Forget the moments of some rows of a parameter, as a feature has that begins anew; one that is not trained
+        has none."""
+        for moment in self._moments.get(name, ()):
             _tensor_rows(moment)[rows] = 0
 
     def state(self) -> dict[str, torch.Tensor]:
