@@ -13,8 +13,8 @@ rule all_models:
 rule models:
     input:
         checkpoint_files,
-        tokens="results/corpus/tokens",
-        tokenizer="results/corpus/tokenizer",
+        tokens=lambda wildcards: plan.tokens_of(wildcards.model),
+        tokenizer=lambda wildcards: plan.tokenizer_of(wildcards.model),
     output:
         directory("results/models/{model}"),
     log:

@@ -59,7 +59,7 @@ def test_every_job_leaves_a_log_and_its_benchmark(study):
     logs = study.folder / "logs"
     plan = Plan(load_study(study.folder / "params.yaml"))
     n_saes = len(plan.dictionaries()) + len(plan.evaluations()) + 1
-    counts = {"corpus": 3, "models": 3, "saes": n_saes, "features": len(plan.feature_sets()), "alignment": 8}
+    counts = {"corpus": 3, "models": 3, "saes": n_saes, "features": len(plan.feature_sets()), "alignment": 9}
     for stage, count in counts.items():
         for suffix in ("log", "tsv"):
             assert len(list((logs / stage).rglob(f"*.{suffix}"))) == count, (stage, suffix)

@@ -22,6 +22,8 @@ class Comparison(Settings):
     setting: Setting
     a: Side
     b: Side
+    corpus: Name = "evaluation"
+    """The held-out documents that the sides are compared on: evaluation, or a name of corpus.documents.others."""
 
     @model_validator(mode="after")
     def _sides_fit_the_setting(self):

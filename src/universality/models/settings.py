@@ -19,6 +19,8 @@ class _Model(Settings):
     """Numerical threads of the job that makes the model."""
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     """The layers whose residual stream is compared; all if left out."""
+    tokenizer: Name | None = None
+    """A name of corpus.other_tokenizers; corpus.tokenizer if left out."""
 
     @model_validator(mode="after")
     def _layers_in_range(self):
