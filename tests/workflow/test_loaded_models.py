@@ -102,6 +102,8 @@ def test_a_model_brings_its_own_tokenizer(folders):
     assert not (results / "corpus" / "tokens").exists()  # none of this needs the study's own
     dot = snakemake(project, "--rulegraph", "dot", "--forceall", "--quiet", "all").stdout
     assert stage_edges(dot) <= known_edges()
+    for place in ("tokens", "other_tokens/own"):
+        assert place in snakemake(project, "-n", "all_corpus", "--forceall", "--quiet", "host", "reason").stdout
 
 
 def streamed(study):
