@@ -25,6 +25,7 @@ localrules:
 rule all:
     default_target: True
     input:
+        rules.all_corpus.input,
         rules.all_report.input,
         rules.all_alignment.input,
         rules.all_circuits.input,

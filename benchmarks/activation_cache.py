@@ -108,9 +108,7 @@ def random_store(options, folder: Path) -> list[Path]:
         zeros = np.zeros(size, dtype=np.int32)
         place = {"site": "resid_post.0", "first_row": number * size, "first_sequence": number, "sequences": 1}
         shards.append(folder / f"shard_{number}")
-        writer = ShardWriter(
-            shards[-1], DESCRIBED | place, TokenRows(zeros, zeros, zeros), (options.width,), options.dtype
-        )
+        writer = ShardWriter(shards[-1], DESCRIBED | place, TokenRows(*[zeros] * 5), (options.width,), options.dtype)
         for start in range(0, size, 4096):
             rows = torch.randn(min(4096, size - start), options.width, generator=generator)
             writer.write(rows.to(ENCODINGS[options.dtype].torch))

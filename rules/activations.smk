@@ -1,4 +1,4 @@
-# Values of named sites on a sample of both splits, a job a shard. A job runs the model once and fills one folder a site:
+# Values of named sites on a sample of every split, a job a shard. A job runs the model once and fills one folder a site:
 # which sites these are follows from the study, so each model and split has a rule of its own.
 
 
@@ -18,7 +18,7 @@ for cached in plan.cached():
             cached.rule
         input:
             model=f"results/models/{cached.model}",
-            tokens="results/corpus/tokens",
+            tokens=plan.tokens_of(cached.model),
         output:
             [
                 directory(

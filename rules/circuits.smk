@@ -20,7 +20,7 @@ rule all_circuits:
 rule circuits:
     input:
         model="results/models/{model}",
-        tokens="results/corpus/tokens",
+        tokens=lambda wildcards: plan.tokens_of(wildcards.model),
     output:
         "results/circuits/{task}_{model}.parquet",
     log:

@@ -19,8 +19,9 @@ ROOT = Path(workflow.basedir)
 try:
     # A study given by --configfile replaces params.yaml as a whole; merging two studies would mix their models.
     study = check_study(config, "config") if config else load_study("params.yaml")
-    check_writable(Path("results"))
-    corpus_files = local_paths(study.corpus.documents.source)
+    for folder in ("results", *Plan.lasting_folders):
+        check_writable(Path(folder))
+    corpus_files = local_paths(study.corpus.documents.corpora)
 except StudyError as error:
     sys.exit(f"error: {error}")
 
@@ -41,6 +42,9 @@ wildcard_constraints:
     model="[A-Za-z][A-Za-z0-9_]*",
     variant="[A-Za-z][A-Za-z0-9_]*",
     comparison="[A-Za-z][A-Za-z0-9_]*",
+    corpus=one_of(study.corpus.documents.held_out),
+    tokenizer=one_of(plan.tokenizers()),
+    tokens=one_of(plan.tokens()),
     seed=r"\d+",
     layer=r"\d+",
     shard=r"\d+",
@@ -75,9 +79,16 @@ def folder_files(folder):
     return sorted(str(path) for path in Path(folder).glob("*") if path.is_file())
 
 
-def tokenizer_files(tokenizer):
+def tokenizer_files(wildcards):
     """The files of a tokenizer that comes from a local folder."""
+    _, tokenizer = plan.tokenizers()[wildcards.tokenizer]
     return folder_files(tokenizer.name) if tokenizer.kind == "pretrained" else []
+
+
+def tokenizer_settings(wildcards):
+    """The tokenizer's settings, with its name if it is not the study's own."""
+    name, tokenizer = plan.tokenizers()[wildcards.tokenizer]
+    return as_json(tokenizer=tokenizer, **({"name": name} if name else {}))
 
 
 def checkpoint_files(wildcards):
@@ -100,9 +111,8 @@ def model_threads(wildcards):
 def model_settings(wildcards):
     """The model's settings; how to train only where it is trained."""
     model = study.models.zoo[wildcards.model]
-    made = model.model_dump(
-        mode="json", exclude={"layers"}
-    )  # which layers are compared does not change the model
+    # Which layers are compared, and how its tokenizer is called, does not change the model.
+    made = model.model_dump(mode="json", exclude={"layers", "tokenizer"})
     if model.source == "train":
         return as_json(model=made, training=study.models.training)
     return as_json(model=made)
@@ -118,6 +128,12 @@ def trained_in(jobs, wildcards):
     return jobs.members or [plan.dictionary(wildcards.dictionary)]
 
 
+def tokens_of_all(dictionaries):
+    """The tokens that all models of the dictionaries run on: those of a crosscoder share a tokenizer."""
+    [tokens] = {plan.tokens_of(model) for d in dictionaries for model in d.models}
+    return tokens
+
+
 def dictionary_inputs(jobs):
     """Input function: the shards of a job's sites, or the models and tokens to run them on."""
 
@@ -126,7 +142,7 @@ def dictionary_inputs(jobs):
         if study.activations.train == "stream":
             return {
                 "models": [f"results/models/{model}" for model in first.models],
-                "tokens": "results/corpus/tokens",
+                "tokens": tokens_of_all([first]),
             }
         return {
             "activations": [
@@ -222,10 +238,10 @@ def evaluation_settings(wildcards):
     return as_json(saes=saes, evaluation=study.saes.evaluation, run=run)
 
 
-def evaluation_shards(wildcards):
-    """The evaluation shards that an SAE encodes."""
+def held_out_shards(wildcards):
+    """The shards of a held-out corpus that an SAE encodes."""
     return plan.shards(
-        wildcards.model, residual_site(int(wildcards.layer)), "evaluation"
+        wildcards.model, residual_site(int(wildcards.layer)), wildcards.corpus
     )
 
 
@@ -237,10 +253,10 @@ def side_values(side, block=None):
         comparison = study.alignment.comparisons[wildcards.comparison]
         chosen = getattr(comparison, side)
         if comparison.setting == "neurons":
-            return plan.neuron_shards(chosen.model)
+            return plan.neuron_shards(chosen.model, comparison.corpus)
         layers = block_layers(chosen, wildcards[block] if block else None)
         features = [f for f in plan.side(chosen) if f.layer in layers]
-        return [f"results/features/{f.path}" for f in features]
+        return [f"results/features/{comparison.corpus}/{f.path}" for f in features]
 
     return values
 
@@ -253,10 +269,13 @@ def block_layers(side, block):
 
 
 def side_rows(side):
-    """Input function: evaluation shards of the side's model, which tell tokens and documents."""
-    return lambda wildcards: plan.row_shards(
-        getattr(study.alignment.comparisons[wildcards.comparison], side).model
-    )
+    """Input function: shards of the side's model on the comparison's corpus, which tell tokens and documents."""
+
+    def shards(wildcards):
+        comparison = study.alignment.comparisons[wildcards.comparison]
+        return plan.row_shards(getattr(comparison, side).model, comparison.corpus)
+
+    return shards
 
 
 def match_settings(wildcards):

@@ -1,13 +1,25 @@
-# Text to token sequences: documents, tokenizer, tokens.
+# Text to token sequences: documents, tokenizers, and the tokens that each makes of all documents.
 
 
 localrules:
+    all_corpus_tokenizer,
+    all_corpus_tokens,
     all_corpus,
+
+
+rule all_corpus_tokenizer:
+    input:
+        expand("results/corpus/{tokenizer}", tokenizer=plan.tokenizers()),
+
+
+rule all_corpus_tokens:
+    input:
+        expand("results/corpus/{tokens}", tokens=plan.tokens()),
 
 
 rule all_corpus:
     input:
-        "results/corpus/tokens",
+        rules.all_corpus_tokens.input,
 
 
 rule corpus_documents:
@@ -28,16 +40,16 @@ rule corpus_documents:
 
 rule corpus_tokenizer:
     input:
-        tokenizer_files(study.corpus.tokenizer),
+        tokenizer_files,
         documents="results/corpus/documents.parquet",
     output:
-        directory("results/corpus/tokenizer"),
+        directory("results/corpus/{tokenizer}"),
     log:
-        "logs/corpus/tokenizer.log",
+        "logs/corpus/{tokenizer}.log",
     benchmark:
-        "logs/corpus/tokenizer.tsv"
+        "logs/corpus/{tokenizer}.tsv"
     params:
-        settings=as_json(tokenizer=study.corpus.tokenizer),
+        settings=tokenizer_settings,
         code=code("corpus"),
     shell:
         "universality corpus tokenizer --settings {params.settings:q} --documents {input.documents}"
@@ -47,13 +59,13 @@ rule corpus_tokenizer:
 rule corpus_tokens:
     input:
         documents="results/corpus/documents.parquet",
-        tokenizer="results/corpus/tokenizer",
+        tokenizer=lambda wildcards: f"results/corpus/{plan.tokens()[wildcards.tokens]}",
     output:
-        directory("results/corpus/tokens"),
+        directory("results/corpus/{tokens}"),
     log:
-        "logs/corpus/tokens.log",
+        "logs/corpus/{tokens}.log",
     benchmark:
-        "logs/corpus/tokens.tsv"
+        "logs/corpus/{tokens}.tsv"
     params:
         length=study.corpus.sequence_length,
         code=code("corpus"),

@@ -1,4 +1,4 @@
-# Sparse codes of the evaluation tokens, a job an SAE.
+# Sparse codes of held-out tokens, a job an SAE and corpus.
 
 
 localrules:
@@ -7,19 +7,21 @@ localrules:
 
 rule all_features:
     input:
-        [f"results/features/{features.path}" for features in plan.feature_sets()],
+        [f"results/features/{codes.path}" for codes in plan.feature_sets()],
 
 
 rule features:
     input:
-        activations=evaluation_shards,
+        activations=held_out_shards,
         sae="results/saes/{model}/{variant}/seed_{seed}/layer_{layer}",
     output:
-        directory("results/features/{model}/{variant}/seed_{seed}/layer_{layer}"),
+        directory(
+            "results/features/{corpus}/{model}/{variant}/seed_{seed}/layer_{layer}"
+        ),
     log:
-        "logs/features/{model}/{variant}/seed_{seed}/layer_{layer}.log",
+        "logs/features/{corpus}/{model}/{variant}/seed_{seed}/layer_{layer}.log",
     benchmark:
-        "logs/features/{model}/{variant}/seed_{seed}/layer_{layer}.tsv"
+        "logs/features/{corpus}/{model}/{variant}/seed_{seed}/layer_{layer}.tsv"
     threads: study.features.threads
     params:
         activations=lambda wildcards, input: [
@@ -30,5 +32,5 @@ rule features:
         code=code("features"),
     shell:
         "universality features encode {params.activations} --model {wildcards.model} --site resid_post.{wildcards.layer}"
-        " --sae {input.sae} --settings {params.settings:q}"
+        " --corpus {wildcards.corpus} --sae {input.sae} --settings {params.settings:q}"
         " --out {output} --threads {params.threads} --log {log}"

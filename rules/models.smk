@@ -14,8 +14,8 @@ rule models:
     input:
         checkpoint_files,
         like=like_folder,
-        tokens="results/corpus/tokens",
-        tokenizer="results/corpus/tokenizer",
+        tokens=lambda wildcards: plan.tokens_of(wildcards.model),
+        tokenizer=lambda wildcards: plan.tokenizer_of(wildcards.model),
     output:
         directory("results/models/{model}"),
     log:

@@ -48,7 +48,7 @@ rule saes_evaluation:
         saes=evaluated_saes,
         activations=evaluated_shards,
         models=evaluated_models,
-        tokens="results/corpus/tokens",
+        tokens=lambda wildcards: tokens_of_all(evaluated(wildcards)),
     output:
         metrics="results/saes/{evaluation}.json",
     log:

@@ -32,14 +32,26 @@ def text_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def corpus(text_folder, tmp_path_factory) -> Path:
-    """A corpus folder as the workflow makes it: documents.parquet, tokenizer, tokens."""
+def other_text_folder(tmp_path_factory) -> Path:
+    """20 little documents in other letters, each the length of several sequences."""
+    folder = tmp_path_factory.mktemp("other-texts")
+    for number in range(20):
+        (folder / f"{number:02d}.txt").write_text(f"{number} Fühlt ∑ 你好 ZÜGE " * 4, encoding="utf8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(text_folder, other_text_folder, tmp_path_factory) -> Path:
+    """A corpus folder as the workflow makes it: documents, tokenizer, tokens; another tokenizer and its tokens."""
     out = tmp_path_factory.mktemp("corpus")
     source = FilesSource(paths=[str(text_folder)])
-    settings = DocumentsSettings(source=source, min_characters=10, evaluation_fraction=0.3, split_seed=0)
+    others = {"other": FilesSource(paths=[str(other_text_folder)])}
+    settings = DocumentsSettings(source=source, others=others, min_characters=10, evaluation_fraction=0.3, split_seed=0)
     write_documents(settings, out / "documents.parquet")
     write_tokenizer(TrainedTokenizer(vocab_size=300), out / "documents.parquet", out / "tokenizer")
+    write_tokenizer(TrainedTokenizer(vocab_size=270), out / "documents.parquet", out / "other_tokenizers" / "small")
     write_tokens(out / "documents.parquet", out / "tokenizer", LENGTH, out / "tokens")
+    write_tokens(out / "documents.parquet", out / "other_tokenizers" / "small", LENGTH, out / "other_tokens" / "small")
     return out
 
 
@@ -70,7 +82,7 @@ def write_store(folder: Path, values: torch.Tensor, sizes: list[int], dtype: DTy
     shards, start = [], 0
     for number, size in enumerate(sizes):
         numbers = np.arange(start, start + size, dtype=np.int32)
-        rows = TokenRows(numbers, numbers // 10, numbers % 10)
+        rows = TokenRows(numbers, numbers // 10, numbers % 10, numbers % 10, numbers % 10 + 1)
         place = {"first_row": start, "first_sequence": number, "sequences": 1}
         shards.append(folder / f"shard_{number}")
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,10 @@ from pydantic import model_validator
 from universality.activations.settings import ActivationsSettings
 from universality.alignment.settings import AlignmentSettings, Comparison
 from universality.circuits.settings import CircuitsSettings
-from universality.corpus.settings import CorpusSettings
+from universality.corpus.settings import TRAIN, CorpusSettings
 from universality.errors import StudyError
 from universality.features.settings import FeaturesSettings
-from universality.models.settings import ModelsSettings
+from universality.models.settings import ModelsSettings, UntrainedModel
 from universality.report.settings import ReportSettings
 from universality.saes.settings import CROSSCODERS, AnyVariant, SAEsSettings, too_few_features
 from universality.settings import Settings, parse, read_yaml
@@ -30,6 +30,7 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _sections_fit_each_other(self):
+        _check_corpora(self)
         _check_comparisons(self)
         _check_dictionaries(self)
         if self.activations.buffer_rows < self.saes.training.batch_size:
@@ -43,6 +44,35 @@ class Study(Settings):
                 f"corpus.sequence_length={self.corpus.sequence_length}"
             )
         return self
+
+
+def _check_corpora(study: Study) -> None:
+    """Corpora and tokenizers that are asked for must exist."""
+    tokenizers, held_out = study.corpus.other_tokenizers, study.corpus.documents.held_out
+    for name, model in study.models.zoo.items():
+        if model.tokenizer is not None and model.tokenizer not in tokenizers:
+            known = ", ".join(tokenizers) or "none"
+            raise ValueError(
+                f"models.zoo.{name}.tokenizer: {model.tokenizer!r} is not in corpus.other_tokenizers: {known}"
+            )
+    for name, comparison in study.alignment.comparisons.items():
+        if comparison.corpus not in held_out:
+            raise ValueError(
+                f"alignment.comparisons.{name}.corpus: {comparison.corpus!r} is no corpus of held-out documents: "
+                f"{', '.join(held_out)}"
+            )
+    _check_names(list(study.models.zoo), [TRAIN, *held_out])
+
+
+def _check_names(models: list[str], splits: list[str]) -> None:
+    """A rule is named after a model and a split; no two pairs may give one name."""
+    taken: dict[str, str] = {}
+    for model in models:
+        for split in splits:
+            pair = f"model {model} and split {split}"
+            other = taken.setdefault(f"{model}_{split}", pair)
+            if other != pair:
+                raise ValueError(f"corpus.documents.others: {pair} read like {other}; rename one of them")
 
 
 def _check_dictionaries(study: Study) -> None:
@@ -82,6 +112,10 @@ def _check_dictionaries(study: Study) -> None:
                 )
         if len({(side.model, side.layer) for side in job.sides}) < len(job.sides):
             raise ValueError(f"saes.crosscoders.{name}.sides: one of them is named twice")
+        tokenizers = {side.model: zoo[side.model].tokenizer or "corpus.tokenizer" for side in job.sides}
+        if len(set(tokenizers.values())) > 1:
+            found = ", ".join(f"{model} has {tokenizer}" for model, tokenizer in tokenizers.items())
+            raise ValueError(f"saes.crosscoders.{name}.sides: must share one tokenizer, but {found}")
     if saes.evaluation.sequences > study.activations.evaluation_sequences:
         raise ValueError(
             f"saes.evaluation.sequences: {saes.evaluation.sequences} is more than "
@@ -106,15 +140,26 @@ def _check_comparisons(study: Study) -> None:
 def _check_setting(study: Study, where: str, comparison: Comparison) -> None:
     """A setting is a claim about what the two sides share; it must hold."""
     a, b = comparison.a, comparison.b
-    family_a, family_b = (study.models.zoo[side.model].family for side in (a, b))
+    models = [study.models.zoo[side.model] for side in (a, b)]
+    family_a, family_b = (model.family for model in models)
+    n_untrained = sum(isinstance(model, UntrainedModel) for model in models)
+    n_frozen = sum(side.variant is not None and study.saes.variants[side.variant].frozen_decoder for side in (a, b))
     same_sae = a.variant == b.variant
     holds = {
         "sae_seed": (a.model == b.model and same_sae and a.seed != b.seed, "one model and variant, two SAE seeds"),
         "model_seed": (
-            a.model != b.model and family_a == family_b and same_sae,
-            "two models of a family, one variant",
+            a.model != b.model and family_a == family_b and same_sae and not n_untrained,
+            "two trained models of a family, one variant",
         ),
-        "cross_architecture": (family_a != family_b, "two models of different families"),
+        "cross_architecture": (
+            family_a != family_b and not n_untrained and not n_frozen,
+            "two trained models of different families, decoders not frozen",
+        ),
+        "untrained": (n_untrained == 2 and a.model != b.model, "two untrained models"),
+        "frozen_decoder": (
+            a.model != b.model and n_frozen == 2 and not n_untrained,
+            "two trained models, frozen decoders on both sides",
+        ),
         "neurons": (a.model != b.model, "two models"),
     }
     true, claim = holds[comparison.setting]

@@ -7,9 +7,12 @@ from typing import NamedTuple
 from universality.activations.sites import layer_of, neuron_sites, residual_site, site_of_layer
 from universality.alignment.settings import PARTS, Comparison, Side
 from universality.config import Study
+from universality.corpus.settings import EVALUATION, TRAIN, AnyTokenizer
 from universality.models.settings import STATE_SPACE_FAMILIES, UntrainedModel
 from universality.saes.settings import CROSSCODERS, AnyVariant
 
+OTHER_TOKENIZERS, OTHER_TOKENS = "other_tokenizers", "other_tokens"
+"""Folders below results/corpus: further tokenizers, and what they make of the documents."""
 _EVALUATION_RULES = ("saes_evaluation", "saes_evaluation_of_crosscoder", "saes_metrics")
 
 
@@ -23,8 +26,20 @@ class FeatureSet(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Its place below results/saes and results/features."""
+        """Its place below results/saes, and below a corpus's folder in results/features."""
         return f"{self.model}/{self.variant}/seed_{self.seed}/layer_{self.layer}"
+
+
+class Codes(NamedTuple):
+    """An SAE's codes of the sample of a held-out corpus."""
+
+    corpus: str
+    features: FeatureSet
+
+    @property
+    def path(self) -> str:
+        """Its place below results/features."""
+        return f"{self.corpus}/{self.features.path}"
 
 
 class Dictionary(NamedTuple):
@@ -69,6 +84,9 @@ class Cached(NamedTuple):
 class Plan:
     """Paths are relative to the study's folder."""
 
+    lasting_folders = (f"results/corpus/{OTHER_TOKENIZERS}", f"results/corpus/{OTHER_TOKENS}")
+    """Those that may be empty but must be there, since dvc.yaml, which serves every study, names them."""
+
     def __init__(self, study: Study):
         self.study = study
 
@@ -78,41 +96,72 @@ class Plan:
     def models(self) -> list[str]:
         return list(self.study.models.zoo)
 
+    def tokenizers(self) -> dict[str, tuple[str | None, AnyTokenizer]]:
+        """Place below results/corpus -> name, None for the study's own, and settings of each tokenizer."""
+        others = self.study.corpus.other_tokenizers
+        named = {f"{OTHER_TOKENIZERS}/{name}": (name, settings) for name, settings in others.items()}
+        return {"tokenizer": (None, self.study.corpus.tokenizer), **named}
+
+    def tokens(self) -> dict[str, str]:
+        """Place below results/corpus of the tokens of each tokenizer -> the tokenizer's."""
+        others = {f"{OTHER_TOKENS}/{name}": f"{OTHER_TOKENIZERS}/{name}" for name in self.study.corpus.other_tokenizers}
+        return {"tokens": "tokenizer", **others}
+
+    def tokenizer_of(self, model: str) -> str:
+        """The folder of the model's tokenizer."""
+        name = self.study.models.zoo[model].tokenizer
+        return f"results/corpus/{OTHER_TOKENIZERS}/{name}" if name else "results/corpus/tokenizer"
+
+    def tokens_of(self, model: str) -> str:
+        """The folder of what the model's tokenizer makes of the documents."""
+        name = self.study.models.zoo[model].tokenizer
+        return f"results/corpus/{OTHER_TOKENS}/{name}" if name else "results/corpus/tokens"
+
     def shards(self, model: str, site: str, split: str) -> list[str]:
         n_shards = self.study.activations.n_shards(split)
         return [f"results/activations/{model}/{site}/{split}/shard_{shard}" for shard in range(n_shards)]
 
     def cached(self) -> list[Cached]:
         """Everything that the store holds: what dictionaries are trained on, unless they run the model themselves; the
-        same sites of held-out documents; held-out neurons where they are compared."""
+        same sites of the documents held out from it; of all held-out documents what comparisons ask for."""
         cached = []
         read = [source for dictionary in self.dictionaries() for source in dictionary.sources]
         for model in sorted({model for model, _ in read} | set(self.compared_models())):
             trained_on = sorted({site for name, site in read if name == model}, key=_in_order)
-            neurons = [site for layer in self.layers(model) for site in self.neuron_sites(model, layer)]
             if trained_on and self.study.activations.train == "store":
-                cached.append(Cached(model, "train", trained_on))
-            cached.append(Cached(model, "evaluation", trained_on + neurons))
+                cached.append(Cached(model, TRAIN, trained_on))
+            for corpus in self.study.corpus.documents.held_out:
+                residuals = trained_on if corpus == EVALUATION else self._compared_residuals(model, corpus)
+                sites = residuals + self._all_neuron_sites(model, corpus)
+                if sites:
+                    cached.append(Cached(model, corpus, sites))
         return cached
+
+    def _compared_residuals(self, model: str, corpus: str) -> list[str]:
+        """The sites whose features some comparison looks at on the corpus."""
+        found = any(c.setting != "neurons" and model in (c.a.model, c.b.model) for c in self._comparisons(corpus))
+        return [residual_site(layer) for layer in self.layers(model)] if found else []
+
+    def _all_neuron_sites(self, model: str, corpus: str) -> list[str]:
+        return [site for layer in self.layers(model) for site in self.neuron_sites(model, layer, corpus)]
 
     def cached_shards(self) -> list[str]:
         """The folders of all shards of the store."""
         return [path for c in self.cached() for site in c.sites for path in self.shards(c.model, site, c.split)]
 
-    def neuron_sites(self, model: str, layer: int) -> list[str]:
-        """The layer's inner sites, if a comparison looks at the model's neurons."""
-        sides = [side.model for c in self._comparisons() if c.setting == "neurons" for side in (c.a, c.b)]
+    def neuron_sites(self, model: str, layer: int, corpus: str) -> list[str]:
+        """The layer's inner sites, if a comparison looks at the model's neurons on the corpus."""
+        sides = [side.model for c in self._comparisons(corpus) if c.setting == "neurons" for side in (c.a, c.b)]
         return neuron_sites(self.study.models.zoo[model].family, layer) if model in sides else []
 
-    def neuron_shards(self, model: str) -> list[str]:
-        """Evaluation shards of all the model's neuron sites."""
-        sites = [site for layer in self.layers(model) for site in self.neuron_sites(model, layer)]
-        return [path for site in sites for path in self.shards(model, site, "evaluation")]
+    def neuron_shards(self, model: str, corpus: str) -> list[str]:
+        """Shards of all the model's neuron sites on a held-out corpus."""
+        return [path for site in self._all_neuron_sites(model, corpus) for path in self.shards(model, site, corpus)]
 
-    def row_shards(self, model: str) -> list[str]:
-        """Evaluation shards of one site of a compared model, which tell token and document of every row."""
-        [site] = [c.sites[0] for c in self.cached() if (c.model, c.split) == (model, "evaluation")]
-        return self.shards(model, site, "evaluation")
+    def row_shards(self, model: str, corpus: str) -> list[str]:
+        """Shards of one site of a model that is compared on the corpus, which tell token and document of every row."""
+        [site] = [c.sites[0] for c in self.cached() if (c.model, c.split) == (model, corpus)]
+        return self.shards(model, site, corpus)
 
     def rules(self, stage: str) -> list[str]:
         """The rules whose jobs make what the stage makes."""
@@ -187,10 +236,9 @@ class Plan:
     def _of_layers(self, model: str, variant: str, seed: int) -> list[FeatureSet]:
         return [FeatureSet(model, variant, seed, layer) for layer in self.layers(model)]
 
-    def feature_sets(self) -> list[FeatureSet]:
-        """The SAEs whose features the comparisons ask for, each once."""
-        sides = [side for c in self._comparisons() if c.setting != "neurons" for side in (c.a, c.b)]
-        return sorted({features for side in sides for features in self.side(side)})
+    def feature_sets(self) -> list[Codes]:
+        """What the features stage encodes: the SAEs that comparisons ask for on each corpus, each once."""
+        return sorted({Codes(c.corpus, f) for c in self._comparisons() for side in (c.a, c.b) for f in self.side(side)})
 
     def side(self, side: Side) -> list[FeatureSet]:
         """The side's feature sets, in the order of its layers; none where neurons are compared."""
@@ -212,17 +260,16 @@ class Plan:
 
     def results(self) -> list[str]:
         """Every file and folder that the study's rules make."""
-        features = [f.path for f in self.feature_sets()]
         comparisons = self.study.alignment.comparisons
         return [
-            *(f"results/corpus/{name}" for name in ("documents.parquet", "tokenizer", "tokens")),
+            *(f"results/corpus/{name}" for name in ("documents.parquet", *self.tokenizers(), *self.tokens())),
             *(f"results/models/{model}" for model in self.models()),
             *self.cached_shards(),
             *(f"results/saes/{dictionary.path}" for dictionary in self.dictionaries()),
             *(f"results/saes/{evaluation}.json" for evaluation in self.evaluations()),
             *self.crosscoder_tables(),
             "results/saes/metrics.parquet",
-            *(f"results/features/{path}" for path in features),
+            *(f"results/features/{codes.path}" for codes in self.feature_sets()),
             *(path for name in comparisons for path in (*self.alignment_parts(name), f"results/alignment/{name}")),
             *(f"results/circuits/induction_{model}.parquet" for model in self.circuit_models()),
             *(f"results/circuits/off_by_one_{model}.parquet" for model in self.state_space_models()),
@@ -249,8 +296,10 @@ class Plan:
         files = [path for path in Path("results").rglob("*") if path.is_file() and path.name not in known]
         return sorted(path for path in files if not made & {path, *path.parents})
 
-    def _comparisons(self) -> list[Comparison]:
-        return list(self.study.alignment.comparisons.values())
+    def _comparisons(self, corpus: str | None = None) -> list[Comparison]:
+        """Those on the corpus, if one is given."""
+        comparisons = self.study.alignment.comparisons.values()
+        return [comparison for comparison in comparisons if corpus in (None, comparison.corpus)]
 
 
 def _evaluation_of(dictionary: Dictionary) -> str:

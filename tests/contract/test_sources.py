@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from universality.corpus.documents import collect_documents
-from universality.corpus.settings import DocstringsSource, DocumentsSettings, FilesSource, HubSource
+from universality.corpus.settings import DocstringsSource, DocumentsSettings, FilesSource, HubSource, SourceCodeSource
 
 TEXTS = [f"document number {n}, with enough text to keep — ünïcode too" for n in range(30)]
 
@@ -48,15 +48,26 @@ def docstrings(folder):
     return DocstringsSource(packages=["package_of_texts"])
 
 
-@pytest.mark.parametrize("make", [txt, jsonl, parquet, hub_parquet, hub_jsonl, docstrings])
+def source_code(folder):
+    package = folder / "package_of_code"
+    package.mkdir()
+    functions = [f'def f{n}():\n    """Not this."""\n    return {text!r}' for n, text in enumerate(TEXTS)]
+    (package / "__init__.py").write_text("\n\n".join(functions))
+    return SourceCodeSource(packages=["package_of_code"])
+
+
+@pytest.mark.parametrize("make", [txt, jsonl, parquet, hub_parquet, hub_jsonl, docstrings, source_code])
 def test_source(make, tmp_path, monkeypatch):
     folder = tmp_path / "texts"  # beside the cache, whose files datasets would take for splits
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    settings = DocumentsSettings(source=make(folder), min_characters=5, evaluation_fraction=0.5, split_seed=0)
+    settings = DocumentsSettings(
+        source=make(folder), others={}, min_characters=5, evaluation_fraction=0.5, split_seed=0
+    )
     table = collect_documents(settings).to_pydict()
-    assert table["text"] == TEXTS
+    is_code = make is source_code
+    assert table["text"] == [f"def f{n}():\n    return {t!r}" if is_code else t for n, t in enumerate(TEXTS)]
     assert len(set(table["id"])) == len(TEXTS)
     assert all(table["source"])
     assert set(table["split"]) == {"train", "evaluation"}

@@ -1,4 +1,5 @@
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,28 @@ BAD = [
         "saes.crosscoders.neox_mamba.sides: one of them is named twice",
     ),
     ("saes.evaluation.sequences", 200, "saes.evaluation.sequences: 200 is more than activations.evaluation_sequences"),
+    (
+        "corpus.documents.others",
+        {"evaluation": {"kind": "files", "paths": ["x"]}},
+        "corpus.documents: others.evaluation: the main source has a split of that name",
+    ),
+    ("corpus.documents.others.code.kind", "cod", "corpus.documents.others.code.kind: 'cod' is unknown; allowed: 'docs"),
+    ("corpus.other_tokenizers", {"x": {"kind": "bpe", "vocab_size": 3}}, "corpus.other_tokenizers.x.vocab_size: 3 is"),
+    (
+        "models.zoo.neox.tokenizer",
+        "small",
+        "models.zoo.neox.tokenizer: 'small' is not in corpus.other_tokenizers: none",
+    ),
+    (
+        "alignment.comparisons.cross.corpus",
+        "train",
+        "alignment.comparisons.cross.corpus: 'train' is no corpus of held-out documents: evaluation, code",
+    ),
+    (
+        "corpus.documents.others.seed1_code",
+        SMOKE["corpus"]["documents"]["others"]["code"],
+        "corpus.documents.others: model neox_seed1 and split code read like model neox and split seed1_code",
+    ),
     (
         "models.zoo.crosscoders",
         SMOKE["models"]["zoo"]["neox"],
@@ -167,7 +190,7 @@ def test_the_store_holds_what_the_study_reads_and_no_more():
     path = "results/activations/mamba/mamba.1.gate/evaluation/shard_0"
     assert path in Plan(check_study(study, "x")).results()
     study["activations"]["train"] = "stream"
-    assert {split for _, split in cached()} == {"evaluation"}
+    assert {split for _, split in cached()} == {"evaluation", "code"}
     assert Plan(check_study(study, "x")).rules("activations") == [f"activations_{m}_{s}" for m, s in cached()]
     assert Plan(check_study(study, "x")).rules("corpus") == ["corpus_documents", "corpus_tokenizer", "corpus_tokens"]
     study["alignment"]["comparisons"].pop("neurons")
@@ -214,11 +237,58 @@ def test_a_model_and_a_variant_that_nothing_asks_for_need_no_dictionaries():
     assert set(plan.results()) - set(before.results()) == {"results/models/alone"}
 
 
+def test_comparisons_decide_on_which_corpora_what_is_stored_and_encoded():
+    study = copy.deepcopy(SMOKE)
+    study["corpus"]["documents"]["others"]["unused"] = study["corpus"]["documents"]["others"]["code"]
+    plan = Plan(check_study(study, "x"))
+    on_code = {c.model: c.sites for c in plan.cached() if c.split == "code"}
+    assert on_code == {model: ["resid_post.0", "resid_post.1"] for model in ("mamba", "neox")}
+    assert {c.split for c in plan.cached()} == {"train", "evaluation", "code"}
+    assert plan.row_shards("mamba", "code") == ["results/activations/mamba/resid_post.0/code/shard_0"]
+    assert plan.neuron_shards("mamba", "code") == []
+    codes = [c.path for c in plan.feature_sets() if c.corpus == "code"]
+    assert codes == [f"code/{model}/topk/seed_0/layer_{layer}" for model in ("mamba", "neox") for layer in (0, 1)]
+    assert {f"results/features/{path}" for path in codes} <= set(plan.results())
+    assert len(plan.feature_sets()) == len(set(plan.feature_sets()))
+    study["alignment"]["comparisons"]["neurons"]["corpus"] = "code"
+    plan = Plan(check_study(study, "x"))
+    stored = {(c.model, c.split): c.sites for c in plan.cached()}
+    assert stored["mamba", "code"] == ["resid_post.0", "resid_post.1", *stored["mamba", "code"][2:]]
+    assert len(stored["mamba", "code"]) == 6
+    assert stored["mamba", "evaluation"] == ["resid_post.0", "resid_post.1"]
+    assert len(plan.neuron_shards("mamba", "code")) == 4
+
+
+def own_tokenizer(model: str) -> dict:
+    """The smoke study with a tokenizer of its own for the model, and no crosscoder."""
+    study = copy.deepcopy(SMOKE)
+    study["corpus"]["other_tokenizers"] = {"small": {"kind": "bpe", "vocab_size": 300}}
+    study["models"]["zoo"][model]["tokenizer"] = "small"
+    study["saes"]["crosscoders"] = {}
+    return study
+
+
+def test_a_model_reads_the_tokens_of_its_own_tokenizer():
+    plan = Plan(check_study(own_tokenizer("mamba"), "x"))
+    assert plan.tokenizer_of("mamba") == "results/corpus/other_tokenizers/small"
+    assert plan.tokens_of("mamba") == "results/corpus/other_tokens/small"
+    assert plan.tokens_of("neox") == "results/corpus/tokens"
+    assert plan.tokens() == {"tokens": "tokenizer", "other_tokens/small": "other_tokenizers/small"}
+    assert {plan.tokenizer_of("mamba"), plan.tokens_of("mamba")} <= set(plan.results())
+
+
+def test_sites_of_a_crosscoder_share_a_tokenizer():
+    study = own_tokenizer("mamba") | {"saes": SMOKE["saes"]}
+    message = "must share one tokenizer, but neox has corpus.tokenizer, mamba has small"
+    with pytest.raises(StudyError, match=re.escape(f"saes.crosscoders.neox_mamba.sides: {message}")):
+        check_study(study, "x")
+
+
 def test_only_compared_layers_are_planned():
     study = copy.deepcopy(SMOKE)
     study["models"]["zoo"]["mamba"]["layers"] = [1]
     plan = Plan(check_study(study, "x"))
-    assert {f.layer for f in plan.feature_sets() if f.model == "mamba"} == {1}
+    assert {c.features.layer for c in plan.feature_sets() if c.features.model == "mamba"} == {1}
 
 
 def test_settings_come_inline_or_from_a_file(tmp_path):

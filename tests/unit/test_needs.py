@@ -24,7 +24,7 @@ def test_the_papers_needs_are_those_worked_out_by_hand():
     found = by_stage(PAPER)
     train = sum(need.disk for need in found["activations"] if "train" in need.what)
     rows = 9780 * 1023
-    assert train == pytest.approx(36 * rows * (768 * 2 + 12))
+    assert train == pytest.approx(36 * rows * (768 * 2 + 20))
     saes = sum(need.disk for need in found["saes"])
     assert saes == pytest.approx(3 * 36 * 4 * (2 * 768 + 1) * 24_576)
     forward = next(need for need in found["activations"] if "pythia train" in need.what)
@@ -48,6 +48,14 @@ def test_an_untrained_model_takes_no_training():
     assert need.what.endswith("parameters, untrained")
 
 
+def test_a_model_counts_the_vocabulary_of_its_own_tokenizer():
+    others = {"other_tokenizers": {"large": {"kind": "bpe", "vocab_size": 1512}}}
+    study = check_study(SMOKE | {"corpus": SMOKE["corpus"] | others}, "x")
+    model = study.models.zoo["neox"]
+    own, shared = (needs_of._weights(study, model.model_copy(update={"tokenizer": name})) for name in ("large", None))
+    assert own[0] - shared[0] == 2 * 1000 * model.d_model
+
+
 def test_a_stream_trades_disk_for_time():
     store, stream = (
         by_stage(check_study(SMOKE | {"activations": SMOKE["activations"] | {"train": train}}, "x"))
@@ -67,4 +75,4 @@ def test_the_table_ends_with_the_total():
     lines = needs_of.table(found, 1e12).splitlines()
     assert len(lines) == len(found) + 3
     assert lines[-1] == needs_of.total_line(found, 1e12)
-    assert lines[-1].startswith("This study needs about 930 GB of disk, and about ")
+    assert lines[-1].startswith("This study needs about 933 GB of disk, and about ")

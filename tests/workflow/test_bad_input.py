@@ -18,7 +18,8 @@ def study_in(folder, change) -> Project:
     """A folder with only a params.yaml, the smoke study on local files after `change`."""
     study = yaml.safe_load(yaml.safe_dump(SMOKE))
     study["corpus"]["documents"]["source"] = {"kind": "files", "paths": ["texts"]}
-    study["corpus"]["documents"]["evaluation_fraction"] = 0.4
+    study["corpus"]["documents"] |= {"others": {}, "evaluation_fraction": 0.4}
+    del study["alignment"]["comparisons"]["cross_code"]
     study["corpus"]["tokenizer"]["vocab_size"] = 270
     change(study)
     (folder / "texts").mkdir(exist_ok=True)
@@ -60,6 +61,14 @@ BEFORE_ANY_JOB = [
     (set_value("saes", "variants", "topk", "kk", 3), "saes.variants.topk.kk: unknown key; allowed here: "),
     (set_value("corpus", "documents", "source", "paths", ["texts/*.md"]), "'texts/*.md' matches no .txt, .jsonl, "),
     (lambda study: None, "'texts' matches no .txt, .jsonl, .parquet file"),
+    (
+        set_value("alignment", "comparisons", "cross", "corpus", "code"),
+        "alignment.comparisons.cross.corpus: 'code' is no corpus of held-out documents: evaluation",
+    ),
+    (
+        set_value("models", "zoo", "neox", "tokenizer", "own"),
+        "models.zoo.neox.tokenizer: 'own' is not in corpus.other_tokenizers: none",
+    ),
 ]
 
 
@@ -125,7 +134,9 @@ def test_a_hub_that_does_not_answer(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     project = study_in(tmp_path, lambda study: None)
-    settings = '{"source": {"kind": "hub", "name": "nobody/nothing", "max_documents": 3}, "min_characters": 3, '
+    settings = (
+        '{"source": {"kind": "hub", "name": "nobody/nothing", "max_documents": 3}, "others": {}, "min_characters": 3, '
+    )
     settings += '"evaluation_fraction": 0.5, "split_seed": 1}'
     run = project.run("universality", "corpus", "documents", "--settings", settings, "--out", "d.parquet", check=False)
     assert run.returncode == 1

@@ -9,7 +9,8 @@ import yaml
 from tests.conftest import tiny_model
 from tests.workflow.project import ROOT, stage_edges
 from tests.workflow.test_bad_input import errors, set_value, snakemake, study_in, write_texts
-from universality.corpus.tokenizer import load_tokenizer, train_bpe
+from universality.activations.format import read_manifest
+from universality.corpus.tokenizer import identity, load_tokenizer, train_bpe
 from universality.storage import read_table
 from universality.study.dvc import dvc_stages
 
@@ -71,8 +72,38 @@ def test_a_mismatch_of_tokenizers_names_both_models(folders):
     run = snakemake(study_in(folders, loaded_models), "results/models/mamba")
     assert run.returncode != 0
     assert len(errors(run)) == 1
-    for name in ("models.zoo.mamba (checkpoints/mamba)", "checkpoints/pythia", "must share one tokenizer"):
+    for name in ("models.zoo.mamba (checkpoints/mamba)", "checkpoints/pythia", "as models.zoo.mamba.tokenizer"):
         assert name in errors(run)[0]
+
+
+def test_a_model_brings_its_own_tokenizer(folders):
+    write_texts(folders, 80)
+    own = train_bpe([f"another text {n}" for n in range(300)], 290)
+    own.save_pretrained(folders / "checkpoints" / "mamba")
+
+    def own_tokenizer(study):
+        loaded_models(study)
+        study["corpus"]["other_tokenizers"] = {"own": {"kind": "pretrained", "name": "checkpoints/mamba"}}
+        study["models"]["zoo"]["mamba"]["tokenizer"] = "own"
+        study["saes"]["crosscoders"] = {}
+
+    project = study_in(folders, own_tokenizer)
+    made = [
+        "results/saes/mamba/topk/seed_0/evaluation.json",
+        "results/features/evaluation/mamba/topk/seed_0/layer_1",
+        "results/circuits/induction_mamba.parquet",
+    ]
+    run = snakemake(project, *made)
+    assert run.returncode == 0, run.stdout[-4000:]
+    results = folders / "results"
+    assert identity(load_tokenizer(results / "models" / "mamba")) == identity(own)
+    shard = results / "activations" / "mamba" / "resid_post.1" / "evaluation" / "shard_0"
+    assert read_manifest(shard).tokenizer == identity(own)
+    assert not (results / "corpus" / "tokens").exists()  # none of this needs the study's own
+    dot = snakemake(project, "--rulegraph", "dot", "--forceall", "--quiet", "all").stdout
+    assert stage_edges(dot) <= known_edges()
+    for place in ("tokens", "other_tokens/own"):
+        assert place in snakemake(project, "-n", "all_corpus", "--forceall", "--quiet", "host", "reason").stdout
 
 
 def streamed(study):
@@ -98,17 +129,18 @@ def test_a_study_that_trains_on_a_stream_stores_no_train_activations(folders):
 
 
 def test_dvc_knows_every_dependency_of_a_study_that_streams(folders):
-    import networkx
-
     write_texts(folders)
     dot = snakemake(study_in(folders, streamed), "--rulegraph", "dot", "--forceall", "--quiet", "all").stdout
-    stages = dvc_stages(ROOT)["stages"]
-    makes = {out: name for name, stage in stages.items() for out in stage["outs"]}
-    known = networkx.DiGraph()
-    known.add_edges_from((makes[dep], name) for name, stage in stages.items() for dep in stage["deps"] if dep in makes)
     edges = stage_edges(dot)
     assert ("models", "saes") in edges
-    assert edges <= set(known.edges)
+    assert edges <= known_edges()
+
+
+def known_edges() -> set[tuple[str, str]]:
+    """Edges between DVC's stages."""
+    stages = dvc_stages(ROOT)["stages"]
+    makes = {out: name for name, stage in stages.items() for out in stage["outs"]}
+    return {(makes[dep], name) for name, stage in stages.items() for dep in stage["deps"] if dep in makes}
 
 
 def test_a_study_given_by_configfile_replaces_params_yaml(folders):

@@ -1,6 +1,5 @@
 """`universality activations`: cache what a model computes."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +13,6 @@ from universality.settings import parse_argument
 app = stage("Cache activations of a model on a sample of the corpus.")
 
 
-class Split(StrEnum):
-    train = "train"
-    evaluation = "evaluation"
-
-
 @app.command(
     epilog=example(
         "activations cache --model models/neox --site resid_post.0 --site resid_post.1 --tokens tokens --split train "
@@ -29,7 +23,7 @@ def cache(
     model: Annotated[Path, typer.Option(help="Model folder.")],
     site: Annotated[list[str], typer.Option(help="A site to cache, such as resid_post.0; repeat for more.")],
     tokens: Annotated[Path, typer.Option(help="Tokens folder from `corpus tokens`.")],
-    split: Annotated[Split, typer.Option(help="Which documents.")],
+    split: Annotated[str, typer.Option(help="Which documents: train, evaluation or the name of another corpus.")],
     shard: Annotated[int, typer.Option(min=0, help="Number of the shard.")],
     settings: Settings,
     out: Out,
@@ -42,7 +36,7 @@ def cache(
     deterministic_torch(threads)
     from universality.activations.cache import cache_shard
 
-    cache_shard(model, site, tokens, split.value, shard, parsed, out)
+    cache_shard(model, site, tokens, split, shard, parsed, out)
 
 
 @app.command(epilog=example("activations verify results/activations/*/*/*/shard_*"))

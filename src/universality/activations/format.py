@@ -2,7 +2,7 @@
 
 A shard is a folder:
     values.safetensors   `values` [rows, ...], bf16 or fp32
-    rows.safetensors     `tokens`, `documents` (rows of documents.parquet), `positions` [rows] int32
+    rows.safetensors     `tokens`, `documents` (rows of documents.parquet), `positions`, `starts`, `ends` [rows] int32
     manifest.json        what the shard is, where in the store it stands, checksums: SHA-256 of each file, and CRC-32 of
                          each block of rows, so that a reader checks what it reads and no more
 """
@@ -22,7 +22,7 @@ from universality.errors import StudyError
 from universality.settings import Positive, Settings, parse
 from universality.storage import read_json
 
-FORMAT = 1
+FORMAT = 2
 VALUES, ROWS, MANIFEST = "values.safetensors", "rows.safetensors", "manifest.json"
 BLOCK_BYTES = 2**18  # about what a block of rows takes: small to check for one row of it, few to list
 _LONGEST_HEADER = 2**16
@@ -43,11 +43,14 @@ ENCODINGS = {
 
 
 class TokenRows(NamedTuple):
-    """Per row [T]: token id, row of documents.parquet, position in its sequence."""
+    """Per row [T]: token id, row of documents.parquet, position in its sequence, and the characters text[starts:ends]
+    of its document that it is of; a part of a character has the whole of it."""
 
     tokens: np.ndarray
     documents: np.ndarray
     positions: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
 
 
 class Manifest(Settings):

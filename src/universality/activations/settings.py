@@ -4,12 +4,14 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from universality.settings import Positive, Seed, Settings
+from universality.corpus.settings import TRAIN
+from universality.settings import Name, Positive, Seed, Settings
 
 DType = Literal["bf16", "fp32"]
 Products = Literal["bfloat16", "float32"]
 Device = Literal["cpu", "cuda"]
-Split = Literal["train", "evaluation"]
+Split = Name
+"""train, evaluation or the name of another corpus, whose documents are held out too."""
 
 
 class CacheSettings(Settings):
@@ -52,7 +54,7 @@ class ActivationsSettings(Settings):
     train_sequences: Positive
     """Sequences that SAEs are trained on; a multiple of shard_sequences."""
     evaluation_sequences: Positive
-    """Sequences of held-out documents that everything is compared on; a multiple of shard_sequences."""
+    """Sequences of each held-out corpus that everything is compared on; a multiple of shard_sequences."""
     dtype: DType
     """How activations are stored; a stream rounds to it too."""
     buffer_rows: Positive
@@ -68,7 +70,7 @@ class ActivationsSettings(Settings):
         return self
 
     def n_sequences(self, split: str) -> int:
-        return self.train_sequences if split == "train" else self.evaluation_sequences
+        return self.train_sequences if split == TRAIN else self.evaluation_sequences
 
     def n_shards(self, split: str) -> int:
         return self.n_sequences(split) // self.cache.shard_sequences

@@ -1,5 +1,5 @@
 """Read the activation store: the values of one site of one model, mapped from shards on disk and checked as they are
-read. Row t is the same token in every model and at every site; end-of-text tokens are left out.
+read. Row t is the same token at every site and in every model of one tokenizer; end-of-text tokens are left out.
 """
 
 from collections.abc import Iterator
@@ -126,7 +126,7 @@ class ActivationStore:
 
     @property
     def row_checksums(self) -> list[str]:
-        """Of each shard's tokens, documents and positions; stores of the same tokens have the same."""
+        """Of each shard's rows.safetensors; stores of the same tokens have the same."""
         return [shard.manifest.sha256[ROWS] for shard in self._shards]
 
     @property
@@ -135,7 +135,7 @@ class ActivationStore:
         return [shard.manifest.sha256[VALUES] for shard in self._shards]
 
     def rows(self) -> TokenRows:
-        """Token, document and position of every row."""
+        """What is known of the token of every row."""
         parts = [read_tensors(shard.folder / ROWS) for shard in self._shards]
         return TokenRows(*(np.concatenate([p[name] for p in parts]) for name in TokenRows._fields))
 

@@ -60,11 +60,11 @@ def match(
     configure(threads, log)
     job = parse_argument(MatchJob, settings)
     from universality.alignment.blocks import write_block
-    from universality.alignment.sides import read_order, read_side
+    from universality.alignment.sides import read_side, read_text
 
-    order = read_order(rows_a, rows_b, job.matching)
-    side_a = read_side(job.comparison, "a", job.layers_a, a)
-    side_b = read_side(job.comparison, "b", job.layers_b, b)
+    order, (pooling_a, pooling_b) = read_text(rows_a, rows_b, job.matching)
+    side_a = read_side(job.comparison, "a", job.layers_a, a, pooling_a)
+    side_b = read_side(job.comparison, "b", job.layers_b, b, pooling_b)
     write_block(side_a, side_b, order, job.matching, out)
 
 
@@ -90,9 +90,9 @@ def compare(
     configure(threads, log)
     job = parse_argument(CompareJob, settings)
     from universality.alignment.compare import write_comparison
-    from universality.alignment.sides import read_order, read_side
+    from universality.alignment.sides import read_side, read_text
 
-    order = read_order(rows_a, rows_b, job.matching)
-    side_a = read_side(job.comparison, "a", job.layers_a, a)
-    side_b = read_side(job.comparison, "b", job.layers_b, b)
+    order, (pooling_a, pooling_b) = read_text(rows_a, rows_b, job.matching)
+    side_a = read_side(job.comparison, "a", job.layers_a, a, pooling_a)
+    side_b = read_side(job.comparison, "b", job.layers_b, b, pooling_b)
     write_comparison(job.comparison, side_a, side_b, part, order, job.matching, job.statistics, out)

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from universality.settings import Fraction, Name, Positive, Seed, Settings
 
-Setting = Literal["cross_architecture", "sae_seed", "model_seed", "neurons"]
+Setting = Literal["cross_architecture", "sae_seed", "model_seed", "untrained", "frozen_decoder", "neurons"]
 PARTS = "parts"
 """The folder below results/alignment where comparisons' names would stand."""
 
@@ -24,6 +24,8 @@ class Comparison(Settings):
     setting: Setting
     a: Side
     b: Side
+    corpus: Name = "evaluation"
+    """The held-out documents that the sides are compared on: evaluation, or a name of corpus.documents.others."""
 
     @model_validator(mode="after")
     def _sides_fit_the_setting(self):

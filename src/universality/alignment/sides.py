@@ -11,6 +11,7 @@ from universality.activations.store import ActivationStore, check_aligned
 from universality.alignment.dense import DenseLayer, read_dense_layers
 from universality.alignment.layers import Layer, sparse_layer
 from universality.alignment.settings import Comparison, Matching
+from universality.alignment.spans import pool, shared_spans
 from universality.alignment.token_order import TokenOrder, order_by_document
 from universality.errors import StudyError
 from universality.features.codes import read_codes
@@ -24,31 +25,59 @@ class ModelSide(NamedTuple):
     load: Callable[[int, TokenOrder], Layer]
 
 
-def read_order(rows_a: list[Path], rows_b: list[Path], settings: Matching) -> TokenOrder:
-    """Raises StudyError unless the shards of both sides hold the same tokens."""
-    check_aligned(rows_a, rows_b)
-    documents = ActivationStore(rows_a).rows().documents
-    return order_by_document(documents, settings.token_shares, settings.max_groups, settings.order_seed)
+class Pooling(NamedTuple):
+    """Which span each token of a side belongs to [T], or -1, and how many spans there are."""
+
+    span: np.ndarray
+    n_spans: int
 
 
-def read_side(comparison: Comparison, side: str, numbers: list[int], paths: list[Path]) -> ModelSide:
+class Text(NamedTuple):
+    """What a comparison goes through: `order` of tokens or, where the tokenizers of the sides differ, of spans of text
+    that both see the ends of; `pooling` of each side, None where tokens are compared as they are."""
+
+    order: TokenOrder
+    pooling: tuple[Pooling | None, Pooling | None]
+
+
+def read_text(rows_a: list[Path], rows_b: list[Path], settings: Matching) -> Text:
+    """Raises StudyError if sides of one tokenizer hold different tokens, or have hardly any text in common."""
+    a, b = ActivationStore(rows_a), ActivationStore(rows_b)
+    documents = a.rows().documents
+    pooling: tuple[Pooling | None, Pooling | None] = (None, None)
+    if a.tokenizer == b.tokenizer:
+        check_aligned(rows_a, rows_b)
+    else:
+        spans = shared_spans(a.rows(), b.rows())
+        documents = spans.documents
+        pooling = Pooling(spans.of_a, spans.n_spans), Pooling(spans.of_b, spans.n_spans)
+    order = order_by_document(documents, settings.token_shares, settings.max_groups, settings.order_seed)
+    return Text(order, pooling)
+
+
+def read_side(
+    comparison: Comparison, side: str, numbers: list[int], paths: list[Path], pooling: Pooling | None
+) -> ModelSide:
     """`paths`: the codes of each layer, or shards of the neurons of all."""
     model = getattr(comparison, side).model
     if comparison.setting == "neurons":
+        if pooling is not None:
+            raise StudyError(f"{model}: neurons are compared token by token; both models must have one tokenizer")
         stores = read_dense_layers(model, numbers, paths)
         return ModelSide(model, numbers, lambda number, order: DenseLayer(stores[number], order))
-    return features_side(model, dict(zip(numbers, paths, strict=True)))
+    return features_side(model, dict(zip(numbers, paths, strict=True)), pooling)
 
 
-def features_side(model: str, folders: dict[int, Path]) -> ModelSide:
+def features_side(model: str, folders: dict[int, Path], pooling: Pooling | None = None) -> ModelSide:
     def load(number: int, order: TokenOrder) -> Layer:
         codes = read_codes(folders[number]).by_token
-        if codes.shape[0] != order.n_tokens:
+        due = order.n_tokens if pooling is None else len(pooling.span)
+        if codes.shape[0] != due:
             raise StudyError(
-                f"{folders[number]}: codes of {codes.shape[0]} tokens, but {order.n_tokens} tokens were cached; "
+                f"{folders[number]}: codes of {codes.shape[0]} tokens, but {due} tokens were cached; "
                 "remake its features"
             )
-        return sparse_layer(codes, order)
+        return sparse_layer(codes if pooling is None else pool(codes, pooling.span, pooling.n_spans), order)
 
     return ModelSide(model, list(folders), load)
 

@@ -8,8 +8,8 @@ import typer
 from universality.commands import Log, Out, Settings, Threads, example, stage
 from universality.corpus.settings import AnyTokenizer, DocumentsSettings
 from universality.runtime import configure
+from universality.settings import Name, parse_argument
 from universality.settings import Settings as SettingsBase
-from universality.settings import parse_argument
 
 app = stage("Text to token sequences.")
 
@@ -19,16 +19,23 @@ Tokenizer = Annotated[Path, typer.Option(help="Tokenizer folder from `corpus tok
 
 class TokenizerJob(SettingsBase):
     tokenizer: AnyTokenizer
+    name: Name | None = None
+    """In corpus.other_tokenizers; the study's own if left out."""
+
+    @property
+    def key(self) -> str:
+        """In the study."""
+        return f"corpus.other_tokenizers.{self.name}" if self.name else "corpus.tokenizer"
 
 
 @app.command(
     epilog=example(
-        """corpus documents --settings '{"source": {"kind": "files", "paths": ["texts/*.txt"]}, "min_characters": 64,
-        "evaluation_fraction": 0.1, "split_seed": 1}' --out documents.parquet"""
+        """corpus documents --settings '{"source": {"kind": "files", "paths": ["texts/*.txt"]}, "others": {},
+        "min_characters": 64, "evaluation_fraction": 0.1, "split_seed": 1}' --out documents.parquet"""
     )
 )
 def documents(settings: Settings, out: Out, threads: Threads = 1, log: Log = None) -> None:
-    """Collect documents from the source, drop doubles, split them into train and evaluation."""
+    """Collect documents from all sources, drop doubles, split the main source's into train and evaluation."""
     configure(threads, log)
     from universality.corpus.documents import write_documents
 
@@ -46,7 +53,8 @@ def tokenizer(settings: Settings, documents: Documents, out: Out, threads: Threa
     configure(threads, log)
     from universality.corpus.tokenizer import write_tokenizer
 
-    write_tokenizer(parse_argument(TokenizerJob, settings).tokenizer, documents, out)
+    job = parse_argument(TokenizerJob, settings)
+    write_tokenizer(job.tokenizer, documents, out, job.key)
 
 
 @app.command(

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from universality.corpus.docstrings import harvest
-from universality.corpus.settings import DocstringsSource, FilesSource, HubSource
+from universality.corpus.packages import docstrings, source_code
+from universality.corpus.settings import AnySource, Corpus, DocstringsSource, FilesSource, HubSource, SourceCodeSource
 from universality.errors import StudyError
 
 
@@ -23,28 +23,37 @@ class Document(NamedTuple):
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
-def read_documents(source: DocstringsSource | FilesSource | HubSource) -> Iterator[Document]:
-    """Every document of the source, in an order that its content decides. Raises StudyError naming the file."""
-    if isinstance(source, DocstringsSource):
+def read_documents(source: AnySource, key: str) -> Iterator[Document]:
+    """Every document of the source, in an order that its content decides.
+
+    Raises StudyError naming the file, or the source's `key` in the study.
+    """
+    if isinstance(source, DocstringsSource | SourceCodeSource):
+        harvest = docstrings if isinstance(source, DocstringsSource) else source_code
         for package in source.packages:
-            yield from (Document(name, package, text) for name, text in harvest(package))
+            yield from (Document(name, package, text) for name, text in harvest(package, key))
     elif isinstance(source, FilesSource):
-        for path in _matching_files(source.paths):
-            yield from _read_file(path, source.text_field)
+        for path in _matching_files(source.paths, key):
+            yield from _read_file(path, source.text_field, key)
     else:
         yield from _stream_hub(source)
 
 
-def local_paths(source: DocstringsSource | FilesSource | HubSource) -> list[str]:
-    """The local files a source reads, for the workflow to watch; none for installed packages and the hub."""
+def local_paths(corpora: list[Corpus]) -> list[str]:
+    """The local files that the corpora's sources read, for the workflow to watch."""
+    return sorted({path for corpus in corpora for path in _local_paths(corpus.source, corpus.key)})
+
+
+def _local_paths(source: AnySource, key: str) -> list[str]:
+    """None for installed packages and the hub."""
     if isinstance(source, FilesSource):
-        return [str(path) for path in _matching_files(source.paths)]
+        return [str(path) for path in _matching_files(source.paths, key)]
     if isinstance(source, HubSource) and Path(source.name).is_dir():
         return sorted(str(path) for path in Path(source.name).rglob("*") if path.is_file())
     return []
 
 
-def _matching_files(patterns: list[str]) -> list[Path]:
+def _matching_files(patterns: list[str], key: str) -> list[Path]:
     found: set[Path] = set()
     for pattern in patterns:
         if Path(pattern).is_dir():
@@ -52,7 +61,7 @@ def _matching_files(patterns: list[str]) -> list[Path]:
         else:
             matches = [Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file()]
         if not matches:
-            raise StudyError(f"corpus.documents.source.paths: {pattern!r} matches no {', '.join(_SUFFIXES)} file")
+            raise StudyError(f"{key}.paths: {pattern!r} matches no {', '.join(_SUFFIXES)} file")
         for path in matches:
             if path.suffix not in _SUFFIXES:
                 raise StudyError(f"{path}: unknown file type {path.suffix!r}; allowed: {', '.join(_SUFFIXES)}")
@@ -60,10 +69,10 @@ def _matching_files(patterns: list[str]) -> list[Path]:
     return sorted(found)
 
 
-def _read_file(path: Path, text_field: str) -> Iterator[Document]:
+def _read_file(path: Path, text_field: str, key: str) -> Iterator[Document]:
     reader = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[path.suffix]
     try:
-        for name, text in reader(path, text_field):
+        for name, text in reader(path, text_field, key):
             yield Document(name, str(path), text)
     except UnicodeDecodeError as error:
         raise StudyError(f"{path}: not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}") from None
@@ -71,11 +80,11 @@ def _read_file(path: Path, text_field: str) -> Iterator[Document]:
         raise StudyError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _read_txt(path: Path, text_field: str):
+def _read_txt(path: Path, text_field: str, key: str):
     yield str(path), path.read_text(encoding="utf8")
 
 
-def _read_jsonl(path: Path, text_field: str):
+def _read_jsonl(path: Path, text_field: str, key: str):
     with open(path, encoding="utf8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -85,16 +94,16 @@ def _read_jsonl(path: Path, text_field: str):
             except ValueError as error:
                 raise StudyError(f"{path}:{number}: not valid JSON: {error}") from None
             if not isinstance(record, dict) or text_field not in record:
-                raise StudyError(f"{path}:{number}: no key {text_field!r} (corpus.documents.source.text_field)")
+                raise StudyError(f"{path}:{number}: no key {text_field!r} ({key}.text_field)")
             yield f"{path}:{number}", record[text_field]
 
 
-def _read_parquet(path: Path, text_field: str):
+def _read_parquet(path: Path, text_field: str, key: str):
     try:
         file = pq.ParquetFile(path)
         if text_field not in file.schema_arrow.names:
             allowed = ", ".join(file.schema_arrow.names)
-            raise StudyError(f"{path}: no column {text_field!r} (corpus.documents.source.text_field); it has {allowed}")
+            raise StudyError(f"{path}: no column {text_field!r} ({key}.text_field); it has {allowed}")
         row = 0
         for batch in file.iter_batches(columns=[text_field]):
             for text in batch.column(0).to_pylist():

@@ -1,4 +1,4 @@
-"""The one tokenizer that all models of a study share, and its identity.
+"""The tokenizers of a study, one for all models or several, and their identities.
 
 A tokenizer is a folder in transformers' format. Its identity is a hash of what decides how text becomes numbers: the
 vocabulary, the merges and the added tokens; file names, padding and truncation do not matter.
@@ -12,15 +12,18 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from universality.corpus.settings import PretrainedTokenizer, TrainedTokenizer
+from universality.corpus.settings import TRAIN, PretrainedTokenizer, TrainedTokenizer
 from universality.errors import StudyError
 from universality.storage import read_table, replacing, write_json
 
 END_OF_TEXT = "<|endoftext|>"
 
 
-def train_bpe(texts, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE (Radford et al. 2019): any text encodes, nothing is lost. StudyError if texts are too few."""
+def train_bpe(texts, vocab_size: int, key: str = "corpus.tokenizer") -> PreTrainedTokenizerFast:
+    """Byte-level BPE (Radford et al. 2019): any text encodes, nothing is lost.
+
+    Raises StudyError naming its `key` in the study if texts are too few.
+    """
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -33,7 +36,7 @@ def train_bpe(texts, vocab_size: int) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() < vocab_size:
         raise StudyError(
-            f"corpus.tokenizer.vocab_size: {vocab_size} is more than the corpus supports: it has pieces for only "
+            f"{key}.vocab_size: {vocab_size} is more than the corpus supports: it has pieces for only "
             f"{tokenizer.get_vocab_size()} tokens"
         )
     return PreTrainedTokenizerFast(
@@ -42,7 +45,10 @@ def train_bpe(texts, vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(path: Path | str, revision: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer in a folder or of a hub model. StudyError where there is none or it lacks an end-of-text token."""
+    """The tokenizer in a folder or of a hub model.
+
+    Raises StudyError where there is none, or if it lacks an end-of-text token or cannot tell where its tokens lie.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     except Exception as error:  # the library raises many kinds, each with pages of text
@@ -50,15 +56,23 @@ def load_tokenizer(path: Path | str, revision: str | None = None) -> PreTrainedT
         raise StudyError(f"{path}: no tokenizer can be loaded (no such folder, or no network?): {reason}") from None
     if tokenizer.eos_token_id is None:
         raise StudyError(f"{path}: its tokenizer has no end-of-text token, which marks where documents end")
+    if not tokenizer.is_fast:
+        raise StudyError(
+            f"{path}: its tokenizer ({type(tokenizer).__name__}) does not tell which characters a token is of; allowed "
+            "are those with a tokenizer.json or that transformers converts to one"
+        )
     return tokenizer
 
 
-def write_tokenizer(settings: TrainedTokenizer | PretrainedTokenizer, documents: Path, out: Path) -> None:
-    """Train or fetch the study's tokenizer; the folder's origin.json says in words where it is from."""
+def write_tokenizer(
+    settings: TrainedTokenizer | PretrainedTokenizer, documents: Path, out: Path, key: str = "corpus.tokenizer"
+) -> None:
+    """Train or fetch a tokenizer; the folder's origin.json says in words where it is from. It is trained on the train
+    documents alone. Errors name its `key` in the study."""
     if isinstance(settings, TrainedTokenizer):
         table = read_table(documents, ["split", "text"]).to_pydict()
-        texts = (text for text, split in zip(table["text"], table["split"], strict=True) if split == "train")
-        tokenizer, origin = train_bpe(texts, settings.vocab_size), "the models trained here on the corpus"
+        texts = (text for text, split in zip(table["text"], table["split"], strict=True) if split == TRAIN)
+        tokenizer, origin = train_bpe(texts, settings.vocab_size, key), "the models trained here on the corpus"
     else:
         tokenizer, origin = load_tokenizer(settings.name, settings.revision), settings.name
     with replacing(out) as folder:

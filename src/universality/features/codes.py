@@ -1,4 +1,4 @@
-"""Sparse codes of the evaluation tokens: what fired, where and how strongly.
+"""Sparse codes of the held-out tokens of a corpus: what fired, where and how strongly.
 
 A folder: codes.parquet (token, feature, value), sorted by token, then feature; summary.json with n_tokens, d_sae.
 """
@@ -14,7 +14,7 @@ from universality.storage import read_json, read_table
 
 
 class Codes(NamedTuple):
-    """`by_token` [T, F], CSR: the codes of one SAE on the evaluation tokens."""
+    """`by_token` [T, F], CSR: the codes of one SAE on the tokens of a corpus."""
 
     by_token: scipy.sparse.csr_array
     summary: dict

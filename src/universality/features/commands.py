@@ -1,4 +1,4 @@
-"""`universality features`: sparse codes of the evaluation tokens."""
+"""`universality features`: sparse codes of held-out tokens."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,22 +10,23 @@ from universality.features.settings import FeaturesSettings
 from universality.runtime import configure, deterministic_torch
 from universality.settings import parse_argument
 
-app = stage("Encode the evaluation tokens with an SAE.")
+app = stage("Encode held-out tokens with an SAE.")
 
 
 @app.command(
     epilog=example(
-        "features encode --activations activations/neox/resid_post.0/evaluation/shard_0 --model neox "
-        "--site resid_post.0 --sae saes/neox/topk/seed_0/layer_0 --settings features.yaml "
-        "--out features/neox/topk/seed_0/layer_0"
+        "features encode --activations activations/neox/resid_post.0/code/shard_0 --model neox "
+        "--site resid_post.0 --corpus code --sae saes/neox/topk/seed_0/layer_0 --settings features.yaml "
+        "--out features/code/neox/topk/seed_0/layer_0"
     )
 )
 def encode(
     activations: Annotated[
-        list[Path], typer.Option(help="A shard of evaluation activations of the site; repeat for more.")
+        list[Path], typer.Option(help="A shard of the site's activations on held-out documents; repeat for more.")
     ],
     model: Annotated[str, typer.Option(help="Name of the model, which the shards must be of.")],
     site: Annotated[str, typer.Option(help="The site they must be of, such as resid_post.0.")],
+    corpus: Annotated[str, typer.Option(help="The documents they must be of: evaluation or another corpus.")],
     sae: Annotated[Path, typer.Option(help="SAE folder.")],
     settings: Settings,
     out: Out,
@@ -39,5 +40,5 @@ def encode(
     from universality.activations.store import ActivationStore
     from universality.features.encode import encode_store
 
-    store = ActivationStore(activations, model=model, site=site, split="evaluation")
+    store = ActivationStore(activations, model=model, site=site, split=corpus)
     encode_store(store, sae, parsed, out)

@@ -29,7 +29,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "to
 
 
 def import_model(name: str, model: FolderModel | HubModel, tokenizer_folder: Path, out: Path) -> None:
-    """Check the model against its settings and the study's tokenizer, and write it to `out`.
+    """Check the model against its settings and the tokenizer that the study has for it, and write it to `out`.
 
     Raises StudyError naming the model if it cannot be loaded, is of another family, depth or width, has another
     tokenizer, or has fewer embeddings than the tokenizer has tokens.
@@ -38,7 +38,7 @@ def import_model(name: str, model: FolderModel | HubModel, tokenizer_folder: Pat
     hf = _load(model, where)
     check_shape(hf, model, where)
     tokenizer = load_tokenizer(tokenizer_folder)
-    _check_tokenizer(where, model, tokenizer, tokenizer_folder)
+    _check_tokenizer(name, where, model, tokenizer, tokenizer_folder)
     if hf.config.vocab_size < len(tokenizer):
         raise StudyError(f"{where}: has {hf.config.vocab_size} embeddings for {len(tokenizer)} tokens")
     with replacing(out) as folder:
@@ -82,17 +82,17 @@ def _load(model: FolderModel | HubModel, where: str):
     return hf
 
 
-def _check_tokenizer(where: str, model: FolderModel | HubModel, tokenizer, tokenizer_folder: Path) -> None:
+def _check_tokenizer(name: str, where: str, model: FolderModel | HubModel, tokenizer, tokenizer_folder: Path) -> None:
     source, revision = (model.path, None) if isinstance(model, FolderModel) else (model.name, model.revision)
-    if isinstance(model, FolderModel) and not any((Path(source) / name).is_file() for name in _TOKENIZER_FILES):
-        log.warning("%s: brings no tokenizer; taken to have been trained with the study's", where)
+    if isinstance(model, FolderModel) and not any((Path(source) / file).is_file() for file in _TOKENIZER_FILES):
+        log.warning("%s: brings no tokenizer; taken to have been trained with the one that the study has for it", where)
         return
     own = load_tokenizer(source, revision)
     if identity(own) != identity(tokenizer):
         origin = read_json(tokenizer_folder / "origin.json")["origin"]
         raise StudyError(
             f"{where}: its tokenizer ({len(own)} tokens) is not that of {origin} ({len(tokenizer)} tokens); "
-            "all models of a study must share one tokenizer"
+            f"name it in corpus.other_tokenizers and as models.zoo.{name}.tokenizer"
         )
 
 

@@ -20,6 +20,8 @@ class _Model(Settings):
     """Numerical threads of the job that makes the model."""
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     """The layers whose residual stream is compared; all if left out."""
+    tokenizer: Name | None = None
+    """A name of corpus.other_tokenizers; corpus.tokenizer if left out."""
 
     @model_validator(mode="after")
     def _layers_in_range(self):
@@ -83,7 +85,7 @@ class UntrainedModel(_Model):
     source: Literal["untrained"] = "untrained"
     like: Name
     """The trained or loaded model whose config and tokenizer it has. In a zoo, family, n_layers and d_model are that
-    model's, and so are layers if left out."""
+    model's, and so are layers and tokenizer if left out."""
     seed: Seed
     """Draws the weights."""
 
@@ -137,7 +139,7 @@ def _like_another(name: str, model: dict, others: dict[str, AnyModel]) -> dict:
         value = getattr(other, key)
         if model.get(key, value) != value:
             raise _refusal(name, key, f"{model[key]!r} is not that of {like}, {value!r}; it may be left out")
-    return other.model_dump(include={"family", "n_layers", "d_model", "layers"}) | model
+    return other.model_dump(include={"family", "n_layers", "d_model", "layers", "tokenizer"}) | model
 
 
 def _refusal(name: str, key: str, problem: str) -> ValidationError:

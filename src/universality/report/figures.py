@@ -24,6 +24,8 @@ SETTING_COLOURS = {
     "cross_architecture": "#0b6e99",
     "sae_seed": "#2a9d5c",
     "model_seed": "#8ab17d",
+    "untrained": "#9a9a9a",
+    "frozen_decoder": "#c9ada7",
     "neurons": "#b08968",
 }
 _MARKERS = "os^Dv"  # of models

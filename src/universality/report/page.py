@@ -14,6 +14,8 @@ SETTING_NAMES = {
     "cross_architecture": "across architectures",
     "sae_seed": "skyline: same model, other SAE seed",
     "model_seed": "skyline: other model seed",
+    "untrained": "control: untrained models",
+    "frozen_decoder": "control: SAEs with frozen random decoders",
     "neurons": "baseline: neurons",
 }
 

@@ -48,7 +48,8 @@ class Destination(StrEnum):
 @app.command(
     name="export",
     epilog=example(
-        "saes export saes/neox/topk/seed_0/layer_0 --to neuronpedia --features features/neox/topk/seed_0/layer_0 "
+        "saes export saes/neox/topk/seed_0/layer_0 --to neuronpedia "
+        "--features features/evaluation/neox/topk/seed_0/layer_0 "
         "--activations activations/neox/resid_post.0/evaluation/shard_0 --tokenizer corpus/tokenizer "
         "--model models/neox --settings neuronpedia.yaml --out dashboards/neox_0"
     ),

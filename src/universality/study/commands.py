@@ -22,7 +22,8 @@ def check(path: Annotated[Path, typer.Argument(help="The study's params.yaml.")]
     plan = Plan(study)
     for model in plan.models():
         print(f"{model}: layers {', '.join(map(str, plan.layers(model)))}")
-    print(f"{len(plan.feature_sets())} SAEs, {len(study.alignment.comparisons)} comparisons")
+    saes = {codes.features for codes in plan.feature_sets()}
+    print(f"{len(saes)} SAEs, {len(study.alignment.comparisons)} comparisons")
 
 
 @app.command(epilog=example("study needs --study studies/paper.yaml"))

@@ -36,6 +36,9 @@ class Stage(NamedTuple):
 # Which models, SAEs and comparisons there are is decided by these together.
 _SHAPE = ("models.zoo", "alignment.comparisons")
 _TRAINED = (*_SHAPE, "saes.also", "saes.transcoders", "saes.crosscoders")
+# The study's own, and the folder of the others', which is empty where there are none.
+_TOKENIZERS = ("corpus/tokenizer", "corpus/other_tokenizers")
+_TOKENS = ("corpus/tokens", "corpus/other_tokens")
 
 STAGES = (
     Stage(
@@ -51,24 +54,22 @@ STAGES = (
         "corpus_tokenizer",
         "corpus",
         ("corpus/documents.parquet",),
-        ("corpus/tokenizer",),
-        ("corpus.tokenizer",),
-        "results/corpus/tokenizer",
-        (INPUTS,),
+        _TOKENIZERS,
+        ("corpus.tokenizer", "corpus.other_tokenizers"),
+        files=(INPUTS,),
     ),
     Stage(
         "corpus_tokens",
         "corpus",
-        ("corpus/documents.parquet", "corpus/tokenizer"),
-        ("corpus/tokens",),
-        ("corpus.sequence_length",),
-        "results/corpus/tokens",
+        ("corpus/documents.parquet", *_TOKENIZERS),
+        _TOKENS,
+        ("corpus.sequence_length", "corpus.other_tokenizers"),
     ),
-    Stage("models", "models", ("corpus/tokens", "corpus/tokenizer"), ("models",), ("models",), files=(INPUTS,)),
+    Stage("models", "models", (*_TOKENS, *_TOKENIZERS), ("models",), ("models",), files=(INPUTS,)),
     Stage(
         "activations",
         "activations",
-        ("models", "corpus/tokens"),
+        ("models", *_TOKENS),
         ("activations",),
         ("activations", *_TRAINED),
         rules="$(universality study rules activations)",
@@ -77,7 +78,7 @@ STAGES = (
     Stage(
         "saes",
         "saes",
-        ("activations", "models", "corpus/tokens"),
+        ("activations", "models", *_TOKENS),
         ("saes",),
         ("saes", "activations", *_SHAPE),
         rules="$(universality study rules saes)",
@@ -92,7 +93,7 @@ STAGES = (
         ("alignment", "models.zoo"),
         rules="$(universality study rules alignment)",
     ),
-    Stage("circuits", "circuits", ("models", "corpus/tokens"), ("circuits",), ("circuits", "models.zoo")),
+    Stage("circuits", "circuits", ("models", *_TOKENS), ("circuits",), ("circuits", "models.zoo")),
     Stage(
         "report",
         "report",

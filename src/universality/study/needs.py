@@ -11,7 +11,7 @@ import numpy as np
 
 from universality.activations.sites import site_width
 from universality.config import Study
-from universality.corpus.settings import TrainedTokenizer
+from universality.corpus.settings import AnyTokenizer, TrainedTokenizer
 from universality.models.settings import AnyModel, TrainedModel, UntrainedModel
 from universality.plan import Dictionary, Plan
 from universality.saes.settings import AuxKSettings
@@ -19,6 +19,7 @@ from universality.saes.settings import AuxKSettings
 _PRETRAINED_VOCABULARY = 50_304  # tokens of a tokenizer that is not trained here
 _RELU_L0 = 64  # features a token that an SAE without a fixed number is taken to have
 _CODE_BYTES = 12  # token, feature, value
+_ROW_BYTES = 20  # token, document, position, start, end
 # A block's weights in units of d_model^2, in a model of the family's usual proportions.
 _BLOCK = {"gpt_neox": 12, "gpt2": 12, "llama": 16, "rwkv": 13, "mamba": 6, "mamba2": 6, "falcon_h1": 16}
 _TIED = ("gpt2", "mamba", "mamba2")  # families whose embedding is the unembedding too
@@ -40,15 +41,16 @@ def needs(study: Study) -> list[Need]:
     return [*_models(study), *_activations(study), *_saes(study), *_features(study), *_neurons(study)]
 
 
-def _vocabulary(study: Study) -> int:
-    tokenizer = study.corpus.tokenizer
+def _vocabulary(study: Study, model: AnyModel) -> int:
+    corpus = study.corpus
+    tokenizer: AnyTokenizer = corpus.other_tokenizers[model.tokenizer] if model.tokenizer else corpus.tokenizer
     return tokenizer.vocab_size if isinstance(tokenizer, TrainedTokenizer) else _PRETRAINED_VOCABULARY
 
 
 def _weights(study: Study, model: AnyModel) -> tuple[float, float]:
     """(all parameters, the blocks' alone)."""
     blocks = model.n_layers * _BLOCK[model.family] * model.d_model**2
-    embedding = _vocabulary(study) * model.d_model
+    embedding = _vocabulary(study, model) * model.d_model
     return blocks + embedding * (1 if model.family in _TIED else 2), blocks
 
 
@@ -76,7 +78,7 @@ def _activations(study: Study) -> list[Need]:
         sequences = settings.n_sequences(cached.split)
         rows = sequences * (study.corpus.sequence_length - 1)
         values = sum(site_width(model.family, site, model.d_model) for site in cached.sites)
-        disk = rows * (values * _DTYPE_BYTES[settings.dtype] + _CODE_BYTES * len(cached.sites))
+        disk = rows * (values * _DTYPE_BYTES[settings.dtype] + _ROW_BYTES * len(cached.sites))
         what = f"{cached.model} {cached.split}: {_short(rows)} rows of {len(cached.sites)} sites"
         operations = _forward(study, model, sequences * study.corpus.sequence_length)
         found.append(Need("activations", what, disk, operations))
@@ -143,7 +145,7 @@ def _neurons(study: Study) -> list[Need]:
                 sum(
                     site_width(study.models.zoo[side].family, site, study.models.zoo[side].d_model)
                     for layer in plan.layers(side)
-                    for site in plan.neuron_sites(side, layer)
+                    for site in plan.neuron_sites(side, layer, comparison.corpus)
                 )
                 for side in (comparison.a.model, comparison.b.model)
             )
@@ -157,10 +159,10 @@ def _fired(study: Study, variant: str) -> int:
 
 
 def _counts(study: Study) -> dict[tuple[str, str], int]:
-    """(model, variant) -> how many SAEs."""
+    """(model, variant) -> how many times an SAE encodes a held-out corpus."""
     counts: dict[tuple[str, str], int] = {}
-    for features in Plan(study).feature_sets():
-        key = (features.model, features.variant)
+    for codes in Plan(study).feature_sets():
+        key = (codes.features.model, codes.features.variant)
         counts[key] = counts.get(key, 0) + 1
     return counts
 

@@ -5,15 +5,20 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import LENGTH, tiny_model
+from tests.conftest import LENGTH, tiny_model, tiny_settings
 from universality.activations.cache import cache_shard, kept_values, row_shape
 from universality.activations.sample import read_sample
 from universality.activations.settings import ShardSettings
 from universality.activations.sites import neuron_sites, residual_site, site_width
 from universality.activations.store import ActivationStore, check_aligned, stores_by_site
 from universality.activations.verify import verify_shard
+from universality.corpus.tokenizer import identity, load_tokenizer
+from universality.corpus.tokens import read_tokens
 from universality.errors import StudyError
 from universality.models.language_model import FAMILIES
+from universality.models.settings import TrainingSettings
+from universality.models.training import train_model
+from universality.storage import read_table
 
 
 def settings(**changes) -> ShardSettings:
@@ -73,6 +78,8 @@ def test_cached_values_are_what_the_model_computes(corpus, folder, family):
         assert np.array_equal(rows.tokens, sample.tokens[sample.kept])
         assert np.array_equal(rows.documents, sample.documents[sample.kept])
         assert (rows.positions.min(), rows.positions.max()) == (1, LENGTH - 1)
+        assert np.array_equal(rows.starts, sample.starts[sample.kept])
+        assert np.array_equal(rows.ends, sample.ends[sample.kept])
 
 
 def test_the_manifest_tells_what_a_shard_is_and_where_it_stands(corpus, folder):
@@ -137,6 +144,42 @@ def test_shards_part_one_endless_sample(corpus):
 def test_asking_for_more_than_the_corpus_has_is_an_error(corpus):
     with pytest.raises(StudyError, match=r"activations\.train_sequences: 100000 sequences are asked for, more"):
         read_sample(corpus / "tokens", "train", 100_000, 3)
+    message = r"activations\.evaluation_sequences: 100000 .* that the other split has"
+    with pytest.raises(StudyError, match=message):
+        read_sample(corpus / "tokens", "other", 100_000, 3)
+
+
+def test_a_model_with_its_own_tokenizer_is_told_of_the_same_text(corpus, tmp_path):
+    """From tokens to a trained model to its activations on another corpus, beside a model of the study's tokenizer."""
+    training = TrainingSettings(
+        repeat_fraction=0.5, uniform_fraction=0.5, min_segment=2, min_induction_gain=-9.0, warmup_fraction=0.2,
+        decay_fraction=0.2, weight_decay=0.1, evaluation_sequences=8, checkpoint_steps=6,
+    )  # fmt: skip
+    lengths = read_table(corpus / "documents.parquet", ["characters"])["characters"].to_pylist()
+    shard_of, covered = {}, {}
+    for name, place in {
+        "own": ("other_tokenizers/small", "other_tokens/small"),
+        "shared": ("tokenizer", "tokens"),
+    }.items():
+        tokenizer, tokens = (corpus / part for part in place)
+        train_model(
+            name, tiny_settings("gpt_neox"), training, tokens, tokenizer, tmp_path / "state", tmp_path / name
+        )  # fmt: skip
+        assert identity(load_tokenizer(tmp_path / name)) == identity(load_tokenizer(tokenizer))
+        whole = settings(shard_sequences=len(read_tokens(tokens, "other").tokens))
+        cache_shard(tmp_path / name, ["resid_post.1"], tokens, "other", 0, whole, tmp_path / "a" / name)
+        [shard_of[name]] = (tmp_path / "a" / name / "resid_post.1" / "other").iterdir()
+        rows = ActivationStore([shard_of[name]], model=name, split="other").rows()
+        places = zip(rows.documents.tolist(), rows.starts.tolist(), rows.ends.tolist(), strict=True)
+        covered[name] = {(row, character) for row, start, end in places for character in range(start, end)}
+    documents = {row for row, _ in covered["own"]}
+    everything = {(row, character) for row in documents for character in range(lengths[row])}
+    assert {row for row, _ in covered["shared"]} == documents
+    for characters in covered.values():
+        assert characters <= everything
+        assert len(everything - characters) < LENGTH  # the rest that does not fill a sequence
+    with pytest.raises(StudyError, match="different tokenizers"):
+        check_aligned([shard_of["own"]], [shard_of["shared"]])
 
 
 def test_shards_of_other_tokens_are_not_joined(folder):

@@ -84,7 +84,7 @@ def test_rows_that_are_not_the_shards_own(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 0}, r"shard_1/manifest\.json: is of format 0, not of format 1"),
+        ({"format": 0}, r"shard_1/manifest\.json: is of format 0, not of format 2"),
         ({"rows": "many"}, r"shard_1/manifest\.json: rows: 'many' is not allowed"),
         ({"rows": 7}, r"shard_1/manifest\.json: shape: \[150, 6\] does not begin with rows=7"),
         ({"block_crc32": [1]}, r"shard_1/manifest\.json: block_crc32: 1 checksums for 15 blocks"),

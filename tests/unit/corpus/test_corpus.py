@@ -1,20 +1,24 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tokenizers import processors
 
 from tests.conftest import LENGTH
-from universality.corpus.docstrings import harvest
-from universality.corpus.documents import collect_documents
-from universality.corpus.packing import pack, write_tokens
+from universality.corpus.documents import collect_documents, write_documents
+from universality.corpus.packages import docstrings, source_code
+from universality.corpus.packing import Encoded, pack, write_tokens
 from universality.corpus.settings import (
     DocstringsSource,
     DocumentsSettings,
     FilesSource,
     HubSource,
     PretrainedTokenizer,
+    SourceCodeSource,
     TrainedTokenizer,
 )
+from universality.corpus.sources import local_paths
 from universality.corpus.tokenizer import identity, load_tokenizer, train_bpe, write_tokenizer
 from universality.corpus.tokens import NO_DOCUMENT, read_tokens
 from universality.errors import StudyError
@@ -22,7 +26,7 @@ from universality.storage import read_table, write_table
 
 
 def settings(source, **changes):
-    values = {"source": source, "min_characters": 3, "evaluation_fraction": 0.5, "split_seed": 0}
+    values = {"source": source, "others": {}, "min_characters": 3, "evaluation_fraction": 0.5, "split_seed": 0}
     return DocumentsSettings(**values | changes)
 
 
@@ -35,12 +39,69 @@ def test_docstrings_of_a_package_without_importing_it(tmp_path, monkeypatch):
     (package / "inner" / "template.py").write_text("{{ not python }}")
     monkeypatch.syspath_prepend(tmp_path)
     found = [("harvested", "The package."), ("harvested.b.f", "Says \\d.\n\nMore."), ("harvested.b.f.C", "Inner.")]
-    assert sorted(harvest("harvested")) == found
+    assert sorted(docstrings("harvested", "key")) == found
 
 
-def test_a_package_that_is_not_installed_is_named():
-    with pytest.raises(StudyError, match="'no_such_package' is not an installed package"):
-        collect_documents(settings(DocstringsSource(packages=["no_such_package"])))
+CODE = b'''\
+# -*- coding: latin-1 -*-
+"""The module."""
+import sys
+
+if sys.platform:
+
+    @staticmethod
+    def f(x):  # kept: \xe9
+        r"""Goes."""
+
+        def inner():
+            "Goes too."; return 1
+        return "stays"
+
+
+class C:
+    """Goes,
+    all of it."""  # with its line
+    x = """Not a
+docstring."""
+
+    async def g(self):
+        'Goes.'
+'''
+
+
+def test_code_of_a_package_without_its_docstrings(tmp_path, monkeypatch):
+    package = tmp_path / "coded"
+    package.mkdir()
+    (package / "__init__.py").write_bytes(CODE.replace(b"\n", b"\r\n"))
+    monkeypatch.syspath_prepend(tmp_path)
+    (f_name, f), (c_name, c) = source_code("coded", "key")
+    assert (f_name, c_name) == ("coded.f", "coded.C")
+    assert f.splitlines() == [
+        "@staticmethod",
+        "def f(x):  # kept: é",
+        "",
+        "    def inner():",
+        "        ; return 1",
+        '    return "stays"',
+    ]
+    assert c.splitlines() == [
+        "class C:",
+        "      # with its line",
+        '    x = """Not a',
+        'docstring."""',
+        "",
+        "    async def g(self):",
+    ]
+
+
+@pytest.mark.parametrize("kind", [DocstringsSource, SourceCodeSource])
+def test_a_package_that_is_not_installed_is_named(kind):
+    source = kind(packages=["no_such_package"])
+    message = "packages: 'no_such_package' is not an installed package"
+    with pytest.raises(StudyError, match=rf"^corpus\.documents\.source\.{message}"):
+        collect_documents(settings(source))
+    with pytest.raises(StudyError, match=rf"^corpus\.documents\.others\.code\.{message}"):
+        collect_documents(settings(DocstringsSource(packages=["yaml"]), others={"code": source}))
 
 
 def test_doubles_go_shorts_go_and_a_grown_corpus_keeps_its_split(tmp_path):
@@ -87,6 +148,57 @@ def test_a_split_without_documents_is_an_error(tmp_path):
         collect_documents(settings(FilesSource(paths=[str(tmp_path)])))
 
 
+def write_files(folder, texts) -> FilesSource:
+    folder.mkdir()
+    for number, text in enumerate(texts):
+        (folder / f"{number:02d}.txt").write_text(text, encoding="utf8")
+    return FilesSource(paths=[str(folder)])
+
+
+def test_other_corpora_are_splits_of_their_names_and_change_nothing_before_them(tmp_path):
+    main = write_files(tmp_path / "main", [f"text {n}" for n in range(40)])
+    first = write_files(tmp_path / "first", ["of the first", "text 3", "of both", "of the first"])
+    second = write_files(tmp_path / "second", ["of both", "of the second"])
+    alone = collect_documents(settings(main)).to_pydict()
+    table = collect_documents(settings(main, others={"b": second, "a": first})).to_pydict()
+    assert all(table[name][: len(alone["id"])] == alone[name] for name in alone)
+    others = list(zip(table["split"], table["text"], strict=True))[len(alone["id"]) :]
+    assert others == [("a", "of the first"), ("a", "of both"), ("b", "of the second")]
+    assert len(set(table["id"])) == len(table["id"])
+
+
+def test_a_corpus_without_a_document_is_named(tmp_path):
+    main = write_files(tmp_path / "main", [f"text {n}" for n in range(40)])
+    doubles = write_files(tmp_path / "doubles", ["text 1", "x"])
+    message = r"corpus\.documents\.others\.b: no b document: 0 documents kept, 2 dropped as doubles or shorter than "
+    with pytest.raises(StudyError, match=message):
+        collect_documents(settings(main, others={"b": doubles}))
+    missing = FilesSource(paths=[str(tmp_path / "none")])
+    with pytest.raises(StudyError, match=r"corpus\.documents\.others\.b\.paths: '.*none' matches no \.txt"):
+        collect_documents(settings(main, others={"b": missing}))
+    field = FilesSource(paths=[str(tmp_path / "x.jsonl")], text_field="body")
+    (tmp_path / "x.jsonl").write_text('{"text": "x"}')
+    with pytest.raises(StudyError, match=r"no key 'body' \(corpus\.documents\.others\.b\.text_field\)"):
+        collect_documents(settings(main, others={"b": field}))
+
+
+def test_local_files_of_all_corpora_are_watched(tmp_path):
+    main, other = (write_files(tmp_path / name, [f"{name} {n}" for n in range(2)]) for name in ("main", "other"))
+    corpora = settings(main, others={"b": other, "c": DocstringsSource(packages=["yaml"])}).corpora
+    assert local_paths(corpora) == [str(tmp_path / name / f"0{n}.txt") for name in ("main", "other") for n in (0, 1)]
+
+
+def test_documents_of_other_corpora_train_nothing(corpus, text_folder, tmp_path):
+    """Tokenizer and train tokens are to the byte what they are without the other corpus."""
+    source = FilesSource(paths=[str(text_folder)])
+    write_documents(settings(source, min_characters=10, evaluation_fraction=0.3), tmp_path / "documents.parquet")
+    write_tokenizer(TrainedTokenizer(vocab_size=300), tmp_path / "documents.parquet", tmp_path / "tokenizer")
+    write_tokens(tmp_path / "documents.parquet", tmp_path / "tokenizer", LENGTH, tmp_path / "tokens")
+    assert not (tmp_path / "tokens" / "other.safetensors").exists()
+    for name in ("tokenizer/tokenizer.json", "tokens/train.safetensors", "tokens/evaluation.safetensors"):
+        assert (tmp_path / name).read_bytes() == (corpus / name).read_bytes()
+
+
 def test_a_hub_name_without_network_is_one_line():
     with pytest.raises(StudyError, match="data set nobody/nothing: cannot be streamed") as caught:
         collect_documents(settings(HubSource(name="nobody/nothing", max_documents=5)))
@@ -106,8 +218,10 @@ def test_bpe_loses_nothing_and_its_identity_is_its_content(corpus, tmp_path):
 
 
 def test_a_vocabulary_beyond_the_corpus_is_an_error():
-    with pytest.raises(StudyError, match="vocab_size: 5000 is more than the corpus supports"):
+    with pytest.raises(StudyError, match=r"corpus\.tokenizer\.vocab_size: 5000 is more than the corpus supports"):
         train_bpe(["so few words"], 5000)
+    with pytest.raises(StudyError, match=r"corpus\.other_tokenizers\.b\.vocab_size: 5000 is more"):
+        train_bpe(["so few words"], 5000, "corpus.other_tokenizers.b")
 
 
 def test_a_pretrained_tokenizer_is_taken_as_it_is(corpus, tmp_path):
@@ -119,16 +233,66 @@ def test_a_pretrained_tokenizer_is_taken_as_it_is(corpus, tmp_path):
 
 
 def test_packing_lays_documents_end_to_end():
-    tokens, documents = pack([[1, 2, 3], [4], [5, 6]], rows=[7, 8, 9], length=4, end_of_text=0)
-    assert tokens.tolist() == [[0, 1, 2, 3], [0, 0, 4, 0], [0, 5, 6, 0]]
+    ids = [[1, 2, 3], [4], [5, 6]]
+    encoded = [Encoded(np.array(i), np.array([(10 * n, 10 * n + 3) for n in i])) for i in ids]
+    packed = pack(encoded, rows=[7, 8, 9], length=4, end_of_text=0)
+    assert packed["tokens"].tolist() == [[0, 1, 2, 3], [0, 0, 4, 0], [0, 5, 6, 0]]
     none = NO_DOCUMENT
-    assert documents.tolist() == [[none, 7, 7, 7], [none, none, 8, none], [none, 9, 9, none]]
+    assert packed["documents"].tolist() == [[none, 7, 7, 7], [none, none, 8, none], [none, 9, 9, none]]
+    assert packed["starts"].tolist() == [[none, 10, 20, 30], [none, none, 40, none], [none, 50, 60, none]]
+    assert packed["ends"].tolist() == [[none, 13, 23, 33], [none, none, 43, none], [none, 53, 63, none]]
+    assert all(array.dtype == np.int32 for array in packed.values())
+
+
+@pytest.mark.parametrize("split", ["train", "evaluation", "other"])
+@pytest.mark.parametrize("name", ["", "small"])
+def test_offsets_are_slices_of_the_text(corpus, split, name):
+    texts = read_table(corpus / "documents.parquet", ["text"])["text"].to_pylist()
+    folders = ("other_tokenizers/small", "other_tokens/small") if name else ("tokenizer", "tokens")
+    tokenizer = load_tokenizer(corpus / folders[0])
+    sequences = read_tokens(corpus / folders[1], split)
+    of_a_document = sequences.documents != NO_DOCUMENT
+    assert (sequences.starts[~of_a_document] == -1).all()
+    assert (sequences.ends[~of_a_document] == -1).all()
+    whole = 0
+    for token, row, start, end in zip(*(array[of_a_document].tolist() for array in sequences[:4]), strict=True):
+        text = tokenizer.decode([token])
+        if "\N{REPLACEMENT CHARACTER}" in text:  # a part of a character, of which it has the whole
+            assert end == start + 1
+            assert not texts[row][start:end].isascii()
+        else:
+            assert texts[row][start:end] == text
+            whole += 1
+    assert whole > 100
+    assert (whole < of_a_document.sum()) == (split == "other")
+
+
+def test_offsets_do_not_depend_on_what_a_tokenizer_does_after_encoding(corpus, tmp_path):
+    """Those of GPT-2 and Pythia cut white space off theirs."""
+    tokenizer = load_tokenizer(corpus / "tokenizer")
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.save_pretrained(tmp_path / "trimming")
+    write_tokens(corpus / "documents.parquet", tmp_path / "trimming", LENGTH, tmp_path / "tokens")
+    for file in sorted((tmp_path / "tokens").iterdir()):
+        assert file.read_bytes() == (corpus / "tokens" / file.name).read_bytes()
+
+
+def test_a_tokenizer_without_offsets_is_refused(monkeypatch, tmp_path):
+    slow = SimpleNamespace(eos_token_id=0, is_fast=False)
+    monkeypatch.setattr("universality.corpus.tokenizer.AutoTokenizer.from_pretrained", lambda *a, **k: slow)
+    with pytest.raises(StudyError, match=r"folder: its tokenizer \(SimpleNamespace\) does not tell which characters"):
+        load_tokenizer("folder")
+
+
+def test_a_split_without_tokens_is_named(corpus):
+    with pytest.raises(StudyError, match=r"tokens of the split 'code'; it has evaluation, other, train"):
+        read_tokens(corpus / "tokens", "code")
 
 
 def test_every_token_is_of_the_document_it_says(corpus):
     table = read_table(corpus / "documents.parquet").to_pydict()
     tokenizer = load_tokenizer(corpus / "tokenizer")
-    for split in ("train", "evaluation"):
+    for split in ("train", "evaluation", "other"):
         sequences = read_tokens(corpus / "tokens", split)
         assert sequences.tokens.shape[1] == LENGTH
         assert (sequences.tokens[:, 0] == sequences.end_of_text).all()
@@ -153,14 +317,12 @@ def test_a_truncated_documents_file_is_named(corpus, tmp_path):
         write_tokenizer(TrainedTokenizer(vocab_size=300), broken, tmp_path / "t")
 
 
-def test_bytes_do_not_depend_on_the_run(text_folder, corpus, tmp_path):
-    from universality.corpus.documents import write_documents
-
-    source = FilesSource(paths=[str(text_folder)])
-    again = DocumentsSettings(source=source, min_characters=10, evaluation_fraction=0.3, split_seed=0)
+def test_bytes_do_not_depend_on_the_run(text_folder, other_text_folder, corpus, tmp_path):
+    source, other = (FilesSource(paths=[str(folder)]) for folder in (text_folder, other_text_folder))
+    again = settings(source, others={"other": other}, min_characters=10, evaluation_fraction=0.3)
     write_documents(again, tmp_path / "documents.parquet")
     write_tokens(tmp_path / "documents.parquet", corpus / "tokenizer", LENGTH, tmp_path / "tokens")
-    for name in ("documents.parquet", "tokens/train.safetensors", "tokens/meta.json"):
+    for name in ("documents.parquet", "tokens/train.safetensors", "tokens/other.safetensors", "tokens/meta.json"):
         assert (tmp_path / name).read_bytes() == (corpus / name).read_bytes()
 
 

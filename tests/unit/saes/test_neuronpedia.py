@@ -43,6 +43,8 @@ ROWS = TokenRows(
     np.random.default_rng(1).integers(0, V, T).astype(np.int32),
     np.zeros(T, np.int32),
     np.tile(np.arange(1, PER_SEQUENCE + 1), T // PER_SEQUENCE).astype(np.int32),
+    np.arange(T, dtype=np.int32),
+    np.arange(1, T + 1, dtype=np.int32),
 )
 STRINGS = [f"t{token}" for token in range(V)]
 SAE, CODES = random_sae(D, F), random_codes(T, F)
