@@ -8,7 +8,9 @@ localrules:
 
 rule all_alignment:
     input:
-        expand("results/alignment/{comparison}", comparison=study.alignment.comparisons),
+        plan.comparison_folders(),
+        "results/alignment/differences.parquet",
+        "results/alignment/quality.parquet",
 
 
 rule alignment_match:
@@ -59,3 +61,25 @@ rule alignment:
     shell:
         "universality alignment compare --settings {params.settings:q} {params.sides} {params.parts}"
         " --out {output} --threads {params.threads} --log {log}"
+
+
+rule alignment_tables:
+    input:
+        comparisons=plan.comparison_folders(),
+        saes="results/saes/metrics.parquet",
+    output:
+        differences="results/alignment/differences.parquet",
+        quality="results/alignment/quality.parquet",
+    log:
+        "logs/alignment/tables.log",
+    benchmark:
+        "logs/alignment/tables.tsv"
+    params:
+        comparisons=[f"--comparison {folder}" for folder in plan.comparison_folders()],
+        settings=as_json(confidence=study.alignment.statistics.confidence),
+        code=code(
+            "alignment", "src/universality/alignment/commands.py", module="tables"
+        ),
+    shell:
+        "universality alignment tables --settings {params.settings:q} {params.comparisons} --saes {input.saes}"
+        " --differences {output.differences} --quality {output.quality} --log {log}"

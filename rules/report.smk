@@ -16,7 +16,7 @@ rule report:
         models=rules.all_models.input,
         saes=["results/saes/metrics.parquet"],
         crosscoders=plan.crosscoder_tables(),
-        alignment=rules.all_alignment.input,
+        alignment=plan.comparison_folders(),
         circuits=rules.all_circuits.input,
     output:
         page=directory("results/report"),

@@ -8,6 +8,7 @@ import sys
 
 import typer
 
+from universality.alignment import show_commands
 from universality.errors import StudyError
 from universality.saes import evaluation_commands, exchange
 
@@ -25,6 +26,7 @@ for _stage in STAGES:
         for _more in (evaluation_commands, exchange):
             _commands.add_typer(_more.app)  # without a name of their own: they stand among the stage's commands
     app.add_typer(_commands, name=_stage)
+app.add_typer(show_commands.app, name="align")
 
 
 def main() -> None:

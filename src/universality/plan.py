@@ -170,7 +170,7 @@ class Plan:
         if stage == "activations":
             return [cached.rule for cached in self.cached()]
         if stage == "alignment":
-            return ["alignment_match", "alignment"]
+            return ["alignment_match", "alignment", "alignment_tables"]
         if stage == "saes":
             return [*(jobs.rule for jobs in self.dictionary_jobs()), *_EVALUATION_RULES]
         return [stage]
@@ -270,7 +270,9 @@ class Plan:
             *self.crosscoder_tables(),
             "results/saes/metrics.parquet",
             *(f"results/features/{codes.path}" for codes in self.feature_sets()),
-            *(path for name in comparisons for path in (*self.alignment_parts(name), f"results/alignment/{name}")),
+            *(path for name in comparisons for path in self.alignment_parts(name)),
+            *self.comparison_folders(),
+            *(f"results/alignment/{name}.parquet" for name in ("differences", "quality")),
             *(f"results/circuits/induction_{model}.parquet" for model in self.circuit_models()),
             *(f"results/circuits/off_by_one_{model}.parquet" for model in self.state_space_models()),
             "results/report",
@@ -281,6 +283,9 @@ class Plan:
         """The side's layers, as many at a time as one job compares."""
         layers, size = self.layers(side.model), self.study.alignment.block_layers
         return [layers[start : start + size] for start in range(0, len(layers), size)]
+
+    def comparison_folders(self) -> list[str]:
+        return [f"results/alignment/{name}" for name in self.study.alignment.comparisons]
 
     def alignment_parts(self, name: str) -> list[str]:
         """What the jobs of a comparison write, a block of layers of each side a job."""

@@ -55,6 +55,24 @@ def test_the_results_are_all_there(study):
         assert live.mppc.between(-1, 1).all()
         assert (live.best_layer >= 0).all()
     assert "alignment" in study.run("dvc", "metrics", "show", "--json").stdout
+    differences = read_table(results / "alignment" / "differences.parquet").to_pandas()
+    assert {"cross", "neurons", "untrained"} <= {*differences.one, *differences.other}
+    assert "cross_code" not in {*differences.one, *differences.other}  # of other documents
+    quality = read_table(results / "alignment" / "quality.parquet").to_pandas()
+    assert quality.mean_mppc.between(-1, 1).all()
+    assert quality.explained_variance.notna().all()
+
+
+def test_a_feature_is_shown_with_its_partners_and_contexts(study):
+    table = read_table(study.folder / "results" / "alignment" / "cross" / "features.parquet").to_pandas()
+    first = table[(table.direction == "a_to_b") & ~table.dead].iloc[0]
+    shown = study.run("universality", "align", "show", f"a:{first.layer}:{first.feature}", "--contexts", "3").stdout
+    assert f"partners of neox/topk/seed_0 {first.layer}:{first.feature}" in shown
+    assert f"top contexts of mamba/topk/seed_0 {first.best_layer}:{first.best_feature}" in shown
+    assert f"{first.mppc:.3f}" in shown
+    refused = study.run("universality", "align", "show", "c:1:2", check=False)
+    assert refused.returncode == 1
+    assert "error: FEATURE: 'c:1:2' is not SIDE:LAYER:FEATURE" in refused.stdout
 
 
 def test_the_page_needs_nothing_but_itself(study):
@@ -72,7 +90,7 @@ def test_every_job_leaves_a_log_and_its_benchmark(study):
     n_saes = len(plan.dictionaries()) + len(plan.evaluations()) + 1
     counts = {"corpus": 3, "models": len(plan.models()), "saes": n_saes, "features": len(plan.feature_sets())}
     names = plan.study.alignment.comparisons
-    counts["alignment"] = sum(1 + len(plan.alignment_parts(name)) for name in names)
+    counts["alignment"] = 1 + sum(1 + len(plan.alignment_parts(name)) for name in names)
     for stage, count in counts.items():
         for suffix in ("log", "tsv"):
             assert len(list((logs / stage).rglob(f"*.{suffix}"))) == count, (stage, suffix)

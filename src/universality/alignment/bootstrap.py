@@ -30,9 +30,10 @@ def percentile_interval(values: np.ndarray, confidence: float) -> tuple[np.ndarr
 
 def centred_interval(estimate, values: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
     """The percentile interval moved so that the resamples' mean [...] lies at the estimate: in resamples the partner is
-    held fixed, where the estimate had the choice, so that they lie a little to one side of it."""
+    held fixed, where the estimate had the choice, so that they lie a little to one side of it. Within [-1, 1], as all
+    correlations, shares and differences from a null are."""
     with np.errstate(invalid="ignore"):
         counted = np.maximum((~np.isnan(values)).sum(axis=0), 1)
         move = estimate - np.where(np.isnan(values), 0.0, values).sum(axis=0) / counted
     low, high = percentile_interval(values, confidence)
-    return low + move, high + move
+    return np.clip(low + move, -1, 1), np.clip(high + move, -1, 1)

@@ -8,8 +8,8 @@ import typer
 from universality.alignment.settings import Comparison, Matching, Statistics
 from universality.commands import Log, Out, Settings, Threads, example, stage
 from universality.runtime import configure
+from universality.settings import Fraction, parse_argument
 from universality.settings import Settings as SettingsBase
-from universality.settings import parse_argument
 
 app = stage("Match features across models.")
 RowsA = Annotated[list[Path], typer.Option(help="An evaluation shard of any one site of model a; repeat.")]
@@ -37,6 +37,10 @@ class CompareJob(MatchJob):
     """The same with all layers, and alignment.statistics."""
 
     statistics: Statistics
+
+
+class TablesJob(SettingsBase):
+    confidence: Fraction
 
 
 @app.command(
@@ -96,3 +100,26 @@ def compare(
     side_a = read_side(job.comparison, "a", job.layers_a, a, pooling_a)
     side_b = read_side(job.comparison, "b", job.layers_b, b, pooling_b)
     write_comparison(job.comparison, side_a, side_b, part, order, job.matching, job.statistics, out)
+
+
+@app.command(
+    epilog=example(
+        "alignment tables --settings '{\"confidence\": 0.95}' --comparison cross --comparison neurons "
+        "--saes metrics.parquet --differences differences.parquet --quality quality.parquet"
+    )
+)
+def tables(
+    settings: Settings,
+    comparison: Annotated[list[Path], typer.Option(help="A comparison's folder; repeat.")],
+    saes: Annotated[Path, typer.Option(help="metrics.parquet of the SAEs.")],
+    differences: Annotated[Path, typer.Option(help="Where paired differences of comparisons go.")],
+    quality: Annotated[Path, typer.Option(help="Where means beside L0 and explained variance go.")],
+    threads: Threads = 1,
+    log: Log = None,
+) -> None:
+    """Tables across comparisons: paired differences with intervals, and means beside what the SAEs keep."""
+    configure(threads, log)
+    job = parse_argument(TablesJob, settings)
+    from universality.alignment.tables import write_tables
+
+    write_tables(comparison, saes, job.confidence, differences, quality)

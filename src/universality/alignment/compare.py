@@ -4,6 +4,7 @@ A folder: features.parquet (a row a feature), partners.parquet (a row a feature 
 of layers), tokens.parquet (mean MPPC on prefixes), replicates.parquet (a row a resample), summary.json.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ def write_comparison(
     resampled = resample(a, b, directions, order, matching, statistics)
     summary = summarise(a, b, directions, resampled, statistics)
     summary |= {**comparison.model_dump(mode="json"), "confidence": statistics.confidence}
+    summary["resamples"] = _identity(order, statistics)
     summary |= {"n_tokens": order.n_tokens, "n_documents": order.n_documents, "n_groups": len(order.groups) - 1}
     mean = summary["both"]
     log.info(
@@ -81,6 +83,12 @@ def summarise(a, b, directions: tuple[Direction, Direction], resampled: Resample
         depth = depth_correlation(directions[k], models[1], settings)
         summary[name] |= {"model": models[0].model, "best_model": models[1].model, "depth_correlation": depth}
     return summary
+
+
+def _identity(order: TokenOrder, settings: Statistics) -> str:
+    """Comparisons with the same have the same tokens in the same groups, and draw the same resamples."""
+    drawn = f"{settings.bootstrap_seed} {settings.bootstrap_samples}".encode()
+    return hashlib.sha256(order.rows.tobytes() + order.groups.tobytes() + drawn).hexdigest()
 
 
 def _minus(one: dict, other: dict) -> float:

@@ -88,7 +88,7 @@ STAGES = (
     Stage(
         "alignment",
         "alignment",
-        ("activations", "features"),
+        ("activations", "saes", "features"),
         ("alignment",),
         ("alignment", "models.zoo"),
         rules="$(universality study rules alignment)",
