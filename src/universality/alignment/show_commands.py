@@ -1,11 +1,14 @@
 """`universality align`: look at what a comparison found."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from universality.commands import example, stage
+
+_WIDTH = 160  # where there is no terminal
 
 app = stage("Look at what a comparison found.")
 
@@ -30,4 +33,5 @@ def show(
     from universality.alignment.show import parse_feature
     from universality.alignment.show import show as print_feature
 
-    print_feature(study, comparison, parse_feature(feature), contexts, Console())
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    print_feature(study, comparison, parse_feature(feature), contexts, console)

@@ -20,8 +20,8 @@ def write_tables(comparisons: list[Path], saes: Path, confidence: float, differe
 
 
 def differences_table(comparisons: list[Path], confidence: float) -> pd.DataFrame:
-    """A row for each two comparisons that read the same tokens and each statistic: `one` less `other`, with the interval
-    of the paired resamples."""
+    """A row for each two comparisons that read the same tokens and each statistic: `one` less `other`, with the
+    interval of the paired resamples."""
     summaries = {folder: read_json(folder / "summary.json") for folder in comparisons}
     replicates = {folder: read_table(folder / "replicates.parquet").to_pandas() for folder in comparisons}
     rows = []
