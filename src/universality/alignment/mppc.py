@@ -41,7 +41,9 @@ def match_sparse(
     n_prefixes, workers = len(order.cuts) - 1, workers or numba.get_num_threads()
     rows = _nothing((a.n_features,), m, n_prefixes)
     columns = _nothing((workers, _whole_blocks(b.n_features)), m, n_prefixes)
-    scales_a, scales_b = scales(a.moments), [_padded(x) for x in scales(b.moments)]
+    sizes = np.diff(order.segments(), axis=1)
+    (scale_a, offset_a), scales_b = scales(a.moments), [_padded(x) for x in scales(b.moments)]
+    scales_a = scale_a / sizes, offset_a
     _match(
         a.feature_starts, a.tokens, a.feature_values, *scales_a, b.token_starts, b.features, b.token_values, *scales_b,
         order.cuts, order.half, *rows, *columns,
@@ -162,7 +164,6 @@ def _match(
     n_workers, n_b, _ = col_r.shape
     n_a, last = len(a_starts) - 1, len(cuts) - 1
     n_tokens = cuts[last]
-    n_test = n_tokens - cuts[half]
     for w in numba.prange(n_workers):
         sums, at_half = np.empty((_ROWS, n_b)), np.empty((_ROWS, n_b))
         won, n_won = np.empty((_ROWS, n_b), np.int64), np.empty(_ROWS, np.int64)
@@ -181,7 +182,7 @@ def _match(
                         sums[q], entries[q], a_starts[rows[q] + 1], cuts[c], a_tokens, a_values, b_starts, b_features,
                         b_values, n_tokens, 0,
                     )  # fmt: skip
-                scale, offset = a_scale[c] / cuts[c], a_offset[c]
+                scale, offset = a_scale[c], a_offset[c]
                 if c == last:
                     _keep_best(sums, rows[:n_rows], scale, offset, b_scale[c], b_offset[c], row_r, row_partner, worst,
                                col_r[w], col_partner[w])  # fmt: skip
@@ -194,7 +195,7 @@ def _match(
                         row_chosen[rows[q]], n_won[q] = best[q], new[q]
             for q in range(n_rows):
                 i = rows[q]
-                scale_i, offset_i = a_scale[last + 1, i] / n_test, a_offset[last + 1, i]
+                scale_i, offset_i = a_scale[last + 1, i], a_offset[last + 1, i]
                 if row_chosen[i] >= 0:
                     j = row_chosen[i]
                     row_heldout[i] = (
