@@ -30,7 +30,7 @@ class FeatureSet(NamedTuple):
         return f"{self.model}/{self.variant}/seed_{self.seed}/layer_{self.layer}"
 
 
-class Codes(NamedTuple):
+class CorpusFeatures(NamedTuple):
     """An SAE's codes of the sample of a held-out corpus."""
 
     corpus: str
@@ -236,9 +236,11 @@ class Plan:
     def _of_layers(self, model: str, variant: str, seed: int) -> list[FeatureSet]:
         return [FeatureSet(model, variant, seed, layer) for layer in self.layers(model)]
 
-    def feature_sets(self) -> list[Codes]:
+    def feature_sets(self) -> list[CorpusFeatures]:
         """What the features stage encodes: the SAEs that comparisons ask for on each corpus, each once."""
-        return sorted({Codes(c.corpus, f) for c in self._comparisons() for side in (c.a, c.b) for f in self.side(side)})
+        return sorted(
+            {CorpusFeatures(c.corpus, f) for c in self._comparisons() for side in (c.a, c.b) for f in self.side(side)}
+        )
 
     def side(self, side: Side) -> list[FeatureSet]:
         """The side's feature sets, in the order of its layers; none where neurons are compared."""
