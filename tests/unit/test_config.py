@@ -107,11 +107,15 @@ BAD = [
     ("alignment.comparisons.cross.a.variant", "x", "cross.a.variant: 'x' is not in saes.variants: topk, relu_l1"),
     ("alignment.comparisons.cross.a", {"model": "neox"}, "neox needs an SAE variant and seed"),
     ("alignment.comparisons.sae_seed_neox.b.seed", 0, "setting sae_seed compares one model and variant, two SAE seeds"),
-    ("alignment.comparisons.model_seed_neox.b.model", "mamba", "setting model_seed compares two models of a family"),
+    (
+        "alignment.comparisons.model_seed_neox.b.model",
+        "mamba",
+        "setting model_seed compares two trained models of a family",
+    ),
     (
         "alignment.comparisons.cross.b.model",
         "neox_seed1",
-        "compares two models of different families",
+        "compares two trained models of different families",
     ),
     (
         "alignment.comparisons",
