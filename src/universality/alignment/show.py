@@ -56,7 +56,10 @@ def show(study_file: Path, name: str, feature: Named, n_contexts: int, console: 
         raise StudyError(
             f"{name}: feature {feature.layer}:{feature.feature} of side {feature.side} is dead or not there"
         )
-    table = Table(title=f"{name}: partners of {_side(comparison, feature.side)} {feature.layer}:{feature.feature}")
+    console.print(
+        f"{name}: partners of {_side(comparison, feature.side)} {feature.layer}:{feature.feature}", soft_wrap=True
+    )
+    table = Table()
     for column in ("rank", "layer", "feature", "r"):
         table.add_column(column, justify="right")
     for row in found.itertuples():
@@ -65,6 +68,7 @@ def show(study_file: Path, name: str, feature: Named, n_contexts: int, console: 
     best = found.iloc[0]
     partner = Named("b" if feature.side == "a" else "a", int(best.partner_layer), int(best.partner_feature))
     for one, other in ((feature, partner), (partner, feature)):
+        console.print(f"top contexts of {_side(comparison, one.side)} {one.layer}:{one.feature}", soft_wrap=True)
         console.print(_contexts(study_file.parent, plan, comparison, one, other, n_contexts))
 
 
@@ -89,7 +93,7 @@ def _contexts(root: Path, plan: Plan, comparison: Comparison, one: Named, other:
     rows = ActivationStore(shards).rows()
     tokenizer = load_tokenizer(root / plan.tokenizer_of(model))
     same_tokens = plan.tokens_of(model) == plan.tokens_of(getattr(comparison, other.side).model)
-    table = Table(title=f"top contexts of {_side(comparison, one.side)} {one.layer}:{one.feature}")
+    table = Table()
     for column in ("its value", "the other's"):
         table.add_column(column, justify="right")
     table.add_column("context")

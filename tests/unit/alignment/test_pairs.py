@@ -76,9 +76,9 @@ def test_intervals_cover_the_true_correlation():
 
 
 def test_centred_intervals_hold_the_estimate_in_their_middle():
-    values = np.random.default_rng(0).normal(2.0, 0.1, (2000, 1))
-    low, high = centred_interval(2.5, values, 0.95)
-    assert (low[0], high[0]) == pytest.approx((2.5 - 0.196, 2.5 + 0.196), abs=0.02)
+    values = np.random.default_rng(0).normal(0.2, 0.01, (2000, 1))
+    low, high = centred_interval(0.25, values, 0.95)
+    assert (low[0], high[0]) == pytest.approx((0.25 - 0.0196, 0.25 + 0.0196), abs=0.002)
 
 
 def test_p_values_are_uniform_where_the_null_holds_and_frequency_matters():
