@@ -64,12 +64,11 @@ def match(
     configure(threads, log)
     job = parse_argument(MatchJob, settings)
     from universality.alignment.blocks import write_block
-    from universality.alignment.sides import read_side, read_text
+    from universality.alignment.sides import read_sides, read_text
 
-    order, (pooling_a, pooling_b) = read_text(rows_a, rows_b, job.matching)
-    side_a = read_side(job.comparison, "a", job.layers_a, a, pooling_a)
-    side_b = read_side(job.comparison, "b", job.layers_b, b, pooling_b)
-    write_block(side_a, side_b, order, job.matching, out)
+    text = read_text(rows_a, rows_b, job.matching)
+    sides = read_sides(job.comparison, (job.layers_a, job.layers_b), (a, b), text)
+    write_block(*sides, text.order, job.matching, out)
 
 
 @app.command(
@@ -94,12 +93,11 @@ def compare(
     configure(threads, log)
     job = parse_argument(CompareJob, settings)
     from universality.alignment.compare import write_comparison
-    from universality.alignment.sides import read_side, read_text
+    from universality.alignment.sides import read_sides, read_text
 
-    order, (pooling_a, pooling_b) = read_text(rows_a, rows_b, job.matching)
-    side_a = read_side(job.comparison, "a", job.layers_a, a, pooling_a)
-    side_b = read_side(job.comparison, "b", job.layers_b, b, pooling_b)
-    write_comparison(job.comparison, side_a, side_b, part, order, job.matching, job.statistics, out)
+    text = read_text(rows_a, rows_b, job.matching)
+    sides = read_sides(job.comparison, (job.layers_a, job.layers_b), (a, b), text)
+    write_comparison(job.comparison, *sides, part, text.order, job.matching, job.statistics, out)
 
 
 @app.command(

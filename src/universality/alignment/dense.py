@@ -9,7 +9,7 @@ import numpy as np
 from universality.activations.sites import layer_of
 from universality.activations.store import ActivationStore, stores_by_site
 from universality.alignment.layers import Layer, Moments, SparseLayer, constant
-from universality.alignment.mppc import Drawn, correlation, scales
+from universality.alignment.mppc import Drawn, correlation, match_sparse, scales
 from universality.alignment.token_order import TokenOrder
 from universality.alignment.top import Found
 from universality.errors import StudyError
@@ -19,7 +19,7 @@ _TILE = 1024  # features of each side
 
 
 class DenseLayer:
-    """The values of one layer [T, F], its sites side by side; see layers.Dense. `dead` features never vary."""
+    """The values of one layer [T, F], its sites side by side; see layers.Dense."""
 
     def __init__(self, sites: list[ActivationStore], order: TokenOrder):
         self._sites, self._rows = sites, order.rows
@@ -184,8 +184,6 @@ class _Merge:
 
 
 def match(a: Layer, b: Layer, order: TokenOrder, m: int, drawn: Drawn) -> tuple[Found, Found]:
-    from universality.alignment.mppc import match_sparse
-
     if isinstance(a, SparseLayer) and isinstance(b, SparseLayer):
         return match_sparse(a, b, order, m, drawn)
     return match_dense(a, b, order, m, drawn)

@@ -13,6 +13,8 @@ and the sums over the second half are the difference of two looks. Beside the co
 the best partners so far.
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
@@ -26,11 +28,12 @@ _ROWS = 4  # rows that are looked at together, while what belongs to a block of 
 _BLOCK = 64  # sums looked at together: a block without a new best is passed over by vector instructions
 
 
-class Drawn:
+class Drawn(NamedTuple):
     """Features of each side that the null is computed for, and the rotations [K] of the other side."""
 
-    def __init__(self, a: np.ndarray, b: np.ndarray, rotations: np.ndarray):
-        self.a, self.b, self.rotations = a, b, rotations
+    a: np.ndarray
+    b: np.ndarray
+    rotations: np.ndarray
 
 
 def match_sparse(
@@ -166,7 +169,8 @@ def _match(
     n_tokens = cuts[last]
     for w in numba.prange(n_workers):
         sums, at_half = np.empty((_ROWS, n_b)), np.empty((_ROWS, n_b))
-        won, n_won = np.empty((_ROWS, n_b), np.int64), np.empty(_ROWS, np.int64)
+        won, n_won = np.empty((_ROWS, n_b), np.int64), np.empty(_ROWS, np.int64)  # columns, at the half
+        won_elsewhere = np.empty((_ROWS, n_b), np.int64)
         rows, entries = np.empty(_ROWS, np.int64), np.empty(_ROWS, np.int64)
         worst = np.full(n_b, -np.inf)  # the last of each column's m best
         for first in range(w * _ROWS, n_a, n_workers * _ROWS):
@@ -188,7 +192,7 @@ def _match(
                                col_r[w], col_partner[w])  # fmt: skip
                     continue
                 best, new = _keep_first(sums, rows[:n_rows], scale, offset, b_scale[c], b_offset[c], row_prefix[c],
-                                        col_prefix[w, c], won)  # fmt: skip
+                                        col_prefix[w, c], won if c == half else won_elsewhere)  # fmt: skip
                 if c == half:
                     for q in range(n_rows):
                         at_half[q] = sums[q]
@@ -196,17 +200,14 @@ def _match(
             for q in range(n_rows):
                 i = rows[q]
                 scale_i, offset_i = a_scale[last + 1, i], a_offset[last + 1, i]
+                sums[q] -= at_half[q]  # those of the second half are left
                 if row_chosen[i] >= 0:
                     j = row_chosen[i]
-                    row_heldout[i] = (
-                        scale_i * (sums[q, j] - at_half[q, j]) * b_scale[last + 1, j] - offset_i * b_offset[last + 1, j]
-                    )
+                    row_heldout[i] = scale_i * sums[q, j] * b_scale[last + 1, j] - offset_i * b_offset[last + 1, j]
                 for k in range(n_won[q]):
                     j = won[q, k]
                     col_chosen[w, j] = i
-                    col_heldout[w, j] = (
-                        scale_i * (sums[q, j] - at_half[q, j]) * b_scale[last + 1, j] - offset_i * b_offset[last + 1, j]
-                    )
+                    col_heldout[w, j] = scale_i * sums[q, j] * b_scale[last + 1, j] - offset_i * b_offset[last + 1, j]
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -283,11 +284,11 @@ def _match_rotated(
         if np.isnan(x_scale[i]):
             continue
         sums, won = np.zeros((1, len(y_scale))), np.empty((1, 0), np.int64)
-        row, never = np.full(1, i), np.full(len(y_scale), np.inf)  # nothing is kept for the columns
+        row, never = np.zeros(1, np.int64), np.full(len(y_scale), np.inf)  # nothing is kept for the columns
         _add_entries(
             sums[0], x_starts[i], x_starts[i + 1], n_tokens, x_tokens, x_values, y_starts, y_features, y_values,
             n_tokens, rotation,
         )  # fmt: skip
-        best = np.full(i + 1, -np.inf)
-        where, _ = _keep_first(sums, row, x_scale, x_offset, y_scale, y_offset, best, never, won)
-        best_r[place], best_partner[place] = best[i], where[0]
+        best = best_r[place : place + 1]
+        where, _ = _keep_first(sums, row, x_scale[i : i + 1], x_offset[i : i + 1], y_scale, y_offset, best, never, won)
+        best_partner[place] = where[0]

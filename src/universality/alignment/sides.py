@@ -55,6 +55,14 @@ def read_text(rows_a: list[Path], rows_b: list[Path], settings: Matching) -> Tex
     return Text(order, pooling)
 
 
+def read_sides(
+    comparison: Comparison, layers: tuple[list[int], list[int]], paths: tuple[list[Path], list[Path]], text: Text
+) -> tuple[ModelSide, ModelSide]:
+    """Of both sides: the numbers of their layers, and what read_side takes."""
+    a, b = (read_side(comparison, *one) for one in zip(("a", "b"), layers, paths, text.pooling, strict=True))
+    return a, b
+
+
 def read_side(
     comparison: Comparison, side: str, numbers: list[int], paths: list[Path], pooling: Pooling | None
 ) -> ModelSide:

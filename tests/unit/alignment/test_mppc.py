@@ -44,7 +44,7 @@ def case(request):
     rng = np.random.default_rng(0)
     a, b = (request.param(rng, n).astype(np.float32) for n in (F_A, F_B))
     b[:, 10], b[:, 11] = a[:, 11], a[:, 12] + b[:, 11]
-    return a, b, order_by_document(rng.integers(0, 120, T), [0.125, 0.25], 40, seed=3)
+    return a, b, order_by_document(rng.integers(0, 120, T), [0.125, 0.75], 40, seed=3)
 
 
 def layer(x, order):
@@ -79,6 +79,9 @@ def test_prefixes_and_halves_are_those_of_numpys_correlations(case):
             live = ~np.isnan(one.prefix_r[k])
             np.testing.assert_allclose(one.prefix_r[k][live], values[live, 0], atol=1e-6)
         chosen = np.flatnonzero(one.chosen >= 0)
+        selection = correlations(x[:half], y[:half])
+        there = (selection.T if transposed else selection)[chosen, one.chosen[chosen]]
+        np.testing.assert_allclose(there, one.prefix_r[order.half][chosen], atol=1e-6)
         due = (test.T if transposed else test)[chosen, one.chosen[chosen]]
         np.testing.assert_allclose(one.heldout_r[chosen], due, atol=1e-6)
 
