@@ -84,9 +84,8 @@ def _verdict(name: str, statistics: dict) -> str:
     mean, null, above = (statistics[key] for key in ("mean", "null_mean", "above_null"))
     if any(part["low"] is None for part in (mean, null, above)):
         return f"{name}: no null could be computed"
-    relation = "above it" if above["low"] > 0 else "below it" if above["high"] < 0 else "not told apart from it"
-    interval = f"[{above['low']:.3f}, {above['high']:.3f}]"
+    relation = "above" if above["low"] > 0 else "below" if above["high"] < 0 else "not told apart from"
     return (
-        f"{name}: mean MPPC {mean['value']:.3f}, null {null['value']:.3f}; the difference, "
-        f"{above['value']:.3f} {interval}, says {relation}"
+        f"{name}: mean MPPC {mean['value']:.3f} is {relation} its null, {null['value']:.3f}; the difference is "
+        f"{above['value']:.3f} [{above['low']:.3f}, {above['high']:.3f}]"
     )
