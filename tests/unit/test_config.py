@@ -222,6 +222,18 @@ def test_what_is_wrong_with_a_model_is_told_once():
     assert str(caught.value).count("two") == 1
 
 
+def test_blocks_of_layers_are_the_parts_of_a_comparison():
+    study = copy.deepcopy(SMOKE)
+    found = {}
+    for size in (1, 2, 5):
+        study["alignment"]["block_layers"] = size
+        plan = Plan(check_study(study, "x"))
+        side = plan.study.alignment.comparisons["cross"].a
+        found[size] = (plan.alignment_blocks(side), [path.split("/")[-1] for path in plan.alignment_parts("cross")])
+    assert found[1] == ([[0], [1]], [f"a{i}_b{j}.safetensors" for i in (0, 1) for j in (0, 1)])
+    assert found[2] == found[5] == ([[0, 1]], ["a0_b0.safetensors"])
+
+
 def test_circuits_are_those_of_models_that_were_trained():
     plan = Plan(load_study(ROOT / "params.yaml"))
     assert plan.circuit_models() == ["mamba", "neox", "neox_seed1"]

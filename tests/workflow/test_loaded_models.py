@@ -41,6 +41,7 @@ def loaded_models(study):
     study["saes"] |= {"also": [], "transcoders": {}, "evaluation": study["saes"]["evaluation"] | {"sequences": 20}}
     study["saes"]["crosscoders"]["neox_mamba"]["sides"] = sides
     side = {"variant": "topk", "seed": 0}
+    study["alignment"]["block_layers"] = 1
     study["alignment"]["comparisons"] = {
         "cross": {"setting": "cross_architecture", "a": {"model": "pythia", **side}, "b": {"model": "mamba", **side}},
         "neurons": {"setting": "neurons", "a": {"model": "pythia"}, "b": {"model": "mamba"}},

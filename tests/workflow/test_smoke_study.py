@@ -30,6 +30,7 @@ def test_the_results_are_all_there(study):
     metrics = json.loads((results / "metrics.json").read_text())
     assert all(math.isfinite(n) for n in numbers(metrics))
     settings = load_study(study.folder / "params.yaml")
+    plan = Plan(settings)
     assert set(metrics["alignment"]) == set(settings.alignment.comparisons)
     assert set(metrics["models"]) == set(metrics["circuits"]["induction"]) == {"mamba", "neox", "neox_seed1"}
     assert set(metrics["circuits"]["off_by_one"]) == {"mamba"}
@@ -50,7 +51,8 @@ def test_the_results_are_all_there(study):
         assert columns <= set(table.columns)
         assert set(table.model) == {comparison.a.model, comparison.b.model}
         if comparison.setting != "neurons":
-            assert len(table) == 2 * 2 * settings.saes.training.d_sae
+            n_layers = sum(len(plan.layers(side.model)) for side in (comparison.a, comparison.b))
+            assert len(table) == n_layers * settings.saes.training.d_sae
         live = table[~table.dead]
         assert live.mppc.between(-1, 1).all()
         assert (live.best_layer >= 0).all()
