@@ -28,7 +28,7 @@ def source_files(source: Path, module: str) -> tuple[Path, ...]:
             path = _file(source, parts[:end])
             if path is not None and path not in seen:
                 seen.add(path)
-                waiting += _imports(path)
+                waiting += _imports(path, path.read_bytes())
     return tuple(sorted(seen))
 
 
@@ -56,9 +56,10 @@ def _file(source: Path, parts: list[str]) -> Path | None:
     return None
 
 
-def _imports(path: Path) -> list[str]:
+@cache  # closures overlap: without it most files are parsed several times whenever Snakemake reads its rules
+def _imports(path: Path, content: bytes) -> list[str]:
     names = []
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(ast.parse(content)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level:
