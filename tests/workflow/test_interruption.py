@@ -11,7 +11,7 @@ import pytest
 
 from tests.workflow.project import Project, copy, environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workflow")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interruption")]
 
 
 STAGES = ("corpus", "models", "activations", "saes", "features", "alignment", "circuits", "report")
@@ -48,8 +48,8 @@ def run_and_kill(project: Project, stage: str, log, *arguments: str) -> int:
     return run.returncode
 
 
-def test_killed_jobs_run_again_to_the_same_bytes(study, tmp_path):
-    project = copy(study, tmp_path / "copy")
+def test_killed_jobs_run_again_to_the_same_bytes(untouched, tmp_path):
+    project = copy(untouched, tmp_path / "copy")
     results = project.folder / "results"
     for stage in STAGES:
         shutil.rmtree(results / stage)
@@ -58,13 +58,13 @@ def test_killed_jobs_run_again_to_the_same_bytes(study, tmp_path):
         shutil.rmtree(results / stage, ignore_errors=True)  # earlier rounds may have made it already
         assert run_and_kill(project, stage, tmp_path / "log") != 0, stage
     completed = project.snakemake()
-    assert project.result_hashes() == study.result_hashes(), completed.stdout[-3000:]
+    assert project.result_hashes() == untouched.result_hashes(), completed.stdout[-3000:]
     partial = list(results.rglob(".*partial*"))
     assert partial == [], "leftovers of killed jobs"
 
 
-def test_a_killed_snakemake_is_unlocked_and_goes_on(study, tmp_path):
-    project = copy(study, tmp_path / "copy")
+def test_a_killed_snakemake_is_unlocked_and_goes_on(untouched, tmp_path):
+    project = copy(untouched, tmp_path / "copy")
     shutil.rmtree(project.folder / "results" / "alignment")
     run = subprocess.Popen(["snakemake"], cwd=project.folder, env=environment(), start_new_session=True)
     while not any(stage_of(child) == "alignment" for child in psutil.Process(run.pid).children(recursive=True)):
@@ -74,4 +74,4 @@ def test_a_killed_snakemake_is_unlocked_and_goes_on(study, tmp_path):
     run.wait()
     project.snakemake("--unlock")
     project.snakemake()
-    assert project.result_hashes() == study.result_hashes()
+    assert project.result_hashes() == untouched.result_hashes()
