@@ -10,24 +10,25 @@ from functools import partial
 
 import torch
 
-from universality.circuits.induction import InductionTask, measure
+from universality.circuits.metrics import measure
+from universality.circuits.tasks.base import Task
 from universality.models.language_model import LanguageModel
 
 OFFSETS = (-1, 0, 1, 2, 3, 4)
 
 
-def profile(model: LanguageModel, task: InductionTask, corruption: str) -> Iterator[tuple[int, int, torch.Tensor]]:
+def profile(model: LanguageModel, task: Task, corruption: str) -> Iterator[tuple[int, int, torch.Tensor]]:
     """(layer, offset, patched minus clean metrics [S, metrics]) for every layer and offset."""
     sites = [f"mamba.{layer}.{kind}" for layer in range(model.n_layers) for kind in ("ssm_in", "delta", "B", "C")]
     clean = model.run(task.clean, capture=sites)
     corrupted = model.run(task.corrupted[corruption], capture=sites)
-    clean_metrics = measure(clean.logits, task)
+    clean_metrics = measure(clean.logits[:, -1], task)
     for layer in range(model.n_layers):
         exchange = _exchange(model, layer, clean.captured, corrupted.captured)
         for offset in OFFSETS:
-            edit = partial(torch.add, exchange[torch.arange(len(exchange)), task.position_B + offset])
+            edit = partial(torch.add, exchange[torch.arange(len(exchange)), task.positions["B"] + offset])
             patched = model.run(task.clean, edits={f"mamba.{layer}.state@-1": edit})
-            yield layer, offset, measure(patched.logits, task) - clean_metrics
+            yield layer, offset, measure(patched.logits[:, -1], task) - clean_metrics
 
 
 def _exchange(model: LanguageModel, layer: int, clean: dict, corrupted: dict) -> torch.Tensor:

@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 import torch
 
-from universality.circuits.induction import InductionTask, measure
+from universality.circuits.metrics import measure
+from universality.circuits.tasks.base import Task
 from universality.models.language_model import LanguageModel
 from universality.models.taps import Edit
 
@@ -104,14 +105,14 @@ class Effect(NamedTuple):
 class PatchingBatch:
     """One batch of the task with one corruption: clean and corrupted values, and patched runs over them."""
 
-    def __init__(self, model: LanguageModel, task: InductionTask, corruption: str):
+    def __init__(self, model: LanguageModel, task: Task, corruption: str):
         self.model, self.task = model, task
         self.components = senders(model)
         self.frozen_sites = mixing_sites(model)
         sites = {c.site for c in self.components} | set(self.frozen_sites)
         clean = model.run(task.clean, capture=sites)
         self.clean = clean.captured
-        self.clean_metrics = measure(clean.logits, task)
+        self.clean_metrics = measure(clean.logits[:, -1], task)
         self.corrupted = model.run(task.corrupted[corruption], capture=sites).captured
 
     def to_logits(self) -> Iterator[Effect]:
@@ -146,4 +147,4 @@ class PatchingBatch:
         return edits
 
     def _effect(self, sender: Component, receiver: Component | None, path: str, logits: torch.Tensor) -> Effect:
-        return Effect(sender, receiver, path, measure(logits, self.task) - self.clean_metrics)
+        return Effect(sender, receiver, path, measure(logits[:, -1], self.task) - self.clean_metrics)

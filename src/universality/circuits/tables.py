@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from universality.circuits.induction import CORRUPTIONS, METRICS, InductionTask, make_task
+from universality.circuits.metrics import METRICS
 from universality.circuits.off_by_one import profile
 from universality.circuits.path_patching import Component, PatchingBatch
 from universality.circuits.settings import CircuitsSettings
+from universality.circuits.tasks.base import Task
+from universality.circuits.tasks.induction import CORRUPTIONS, make_task
 from universality.corpus.tokens import read_tokens
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel
@@ -42,16 +44,14 @@ def off_by_one_table(model_folder: Path, tokens_folder: Path, settings: Circuits
             f"{model_folder}: the off-by-one profile needs state-space layers; {model.family.name} has none"
         )
     effects: dict[Row, list[torch.Tensor]] = defaultdict(list)
-    for batch in progress(_batches(task, settings), "off-by-one batches"):
+    for batch in progress(task.batches(settings.batch_size), "off-by-one batches"):
         with torch.inference_mode():
             for layer, offset, values in profile(model, batch, "replace_B"):
                 effects["replace_B", layer, offset].append(values)
     _write(effects, ("corruption", "layer", "offset"), model_folder.name, settings, out)
 
 
-def _prepare(
-    model_folder: Path, tokens_folder: Path, settings: CircuitsSettings
-) -> tuple[LanguageModel, InductionTask]:
+def _prepare(model_folder: Path, tokens_folder: Path, settings: CircuitsSettings) -> tuple[LanguageModel, Task]:
     sequences = read_tokens(tokens_folder, "evaluation")
     trained_length = sequences.tokens.shape[1]
     if settings.sequence_length > trained_length:
@@ -64,16 +64,11 @@ def _prepare(
     return load_model(model_folder), task
 
 
-def _batches(task: InductionTask, settings: CircuitsSettings) -> list[InductionTask]:
-    size = settings.batch_size
-    return [task.batch(slice(start, start + size)) for start in range(0, settings.samples, size)]
-
-
 def _over_batches(
-    model: LanguageModel, task: InductionTask, settings: CircuitsSettings, paths: Callable, what: str
+    model: LanguageModel, task: Task, settings: CircuitsSettings, paths: Callable, what: str
 ) -> dict[Row, list[torch.Tensor]]:
     effects: dict[Row, list[torch.Tensor]] = defaultdict(list)
-    work = [(corruption, batch) for corruption in CORRUPTIONS for batch in _batches(task, settings)]
+    work = [(corruption, batch) for corruption in CORRUPTIONS for batch in task.batches(settings.batch_size)]
     for corruption, batch in progress(work, f"{what}, batches"):
         with torch.inference_mode():
             patching = PatchingBatch(model, batch, corruption)

@@ -3,11 +3,12 @@ import pytest
 import torch
 
 from tests.conftest import LENGTH, tiny_model
-from universality.circuits.induction import make_task, measure
+from universality.circuits.metrics import METRICS, measure
 from universality.circuits.off_by_one import OFFSETS, profile
 from universality.circuits.path_patching import Component, PatchingBatch, mixing_sites, senders
 from universality.circuits.settings import CircuitsSettings
 from universality.circuits.tables import induction_table, off_by_one_table
+from universality.circuits.tasks.induction import make_task
 from universality.errors import StudyError
 from universality.models.settings import STATE_SPACE_FAMILIES
 from universality.storage import read_table
@@ -25,29 +26,32 @@ def task():
 
 def test_the_task_is_what_it_says(task):
     rows = torch.arange(6)
-    position_A = task.position_B - 1
+    position_A, position_B = task.positions["A"], task.positions["B"]
     assert (task.clean[:, 0] == 0).all()
     assert torch.equal(task.clean[rows, position_A], task.clean[:, -1])
-    assert torch.equal(task.clean[rows, task.position_B], task.answer)
+    assert torch.equal(task.clean[rows, position_B], task.answer)
     for row in task.clean:
         assert len(set(row.tolist())) == LENGTH - 1  # A twice, all else once
-    for name, where in (("replace_B", task.position_B), ("replace_A", position_A)):
+    for name, where in (("replace_B", position_B), ("replace_A", position_A)):
         changed = task.corrupted[name] != task.clean
         assert torch.equal(changed.nonzero()[:, 1], where)
         assert changed.sum() == 6
-    assert torch.equal(task.corrupted["replace_B"][rows, task.position_B], task.distractor)
+    assert torch.equal(task.corrupted["replace_B"][rows, position_B], task.distractor)
     with pytest.raises(StudyError, match="needs 17 distinct tokens, the vocabulary has 15"):
         make_task(2, 16, 16, 0, 0)
 
 
 def test_metrics_are_their_definitions(task):
-    logits = torch.randn(6, LENGTH, 50)
+    logits = torch.randn(6, 50)
+    logits[0, task.answer[0]] = 9
     values = measure(logits, task)
     for s in range(6):
-        last = logits[s, -1]
+        last = logits[s]
         right, wrong = last[task.answer[s]], last[task.distractor[s]]
-        expected = [right - wrong, right - torch.logsumexp(last, 0), right]
+        p = torch.softmax(last, 0)[task.answer[s]]
+        expected = [right - wrong, torch.log(p), p, right, torch.tensor(float(right == last.max()))]
         torch.testing.assert_close(values[s], torch.stack(expected))
+    assert values[0, 4] == 1
 
 
 def test_patching_a_sender_with_its_own_clean_value_changes_nothing(family, task):
@@ -152,7 +156,7 @@ def test_tables_have_a_row_an_effect_and_intervals_around_it(corpus, tmp_path, f
     assert len(to_logits) == n_senders * 2 * 2  # corruptions, direct and total
     assert (table.path == "clean").sum() == 2
     assert table.receiver.dropna().nunique() <= 2
-    for metric in ("logit_diff", "log_prob", "logit"):
+    for metric in METRICS:
         assert (table[f"{metric}_low"] <= table[metric] + 1e-9).all()
         assert (table[metric] <= table[f"{metric}_high"] + 1e-9).all()
     if family in STATE_SPACE_FAMILIES:

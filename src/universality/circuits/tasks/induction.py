@@ -6,38 +6,19 @@ s + 1, and the last token is A again. Two corruptions, one token each, leave eve
     replace_B   B becomes B': the sequence now says that B' follows A
     replace_A   the first A becomes another token: nothing in the sequence follows A
 
-Metrics at the last position: logit_diff = logit(B) - logit(B'), which no common offset moves; log_prob = log p(B); and
-logit(B) for comparison with published raw logits. The effect of a patch is the patched value minus the clean one.
+The answer is B, the distractor B'. Places: "A", the first one, and "B".
 """
-
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from universality.circuits.tasks.base import Task
 from universality.errors import StudyError
 
 CORRUPTIONS = ("replace_B", "replace_A")
-METRICS = ("logit_diff", "log_prob", "logit")
 
 
-class InductionTask(NamedTuple):
-    """`clean` [S, L]; `corrupted`: name -> [S, L]; `position_B`, `answer`, `distractor` [S], int64."""
-
-    clean: torch.Tensor
-    corrupted: dict[str, torch.Tensor]
-    position_B: torch.Tensor
-    answer: torch.Tensor
-    distractor: torch.Tensor
-
-    def batch(self, part: slice) -> "InductionTask":
-        corrupted = {name: tokens[part] for name, tokens in self.corrupted.items()}
-        return InductionTask(
-            self.clean[part], corrupted, self.position_B[part], self.answer[part], self.distractor[part]
-        )
-
-
-def make_task(samples: int, length: int, vocab_size: int, end_of_text: int, seed: int) -> InductionTask:
+def make_task(samples: int, length: int, vocab_size: int, end_of_text: int, seed: int) -> Task:
     """Raises StudyError if the vocabulary is too small for the sequence's tokens to be distinct."""
     ordinary = np.delete(np.arange(vocab_size), end_of_text)
     if len(ordinary) < length + 1:
@@ -54,20 +35,11 @@ def make_task(samples: int, length: int, vocab_size: int, end_of_text: int, seed
     replace_B, replace_A = clean.copy(), clean.copy()
     replace_B[rows, position_A + 1] = distractor
     replace_A[rows, position_A] = stranger
-    return InductionTask(
+    return Task(
+        name="induction",
         clean=torch.from_numpy(clean),
         corrupted={"replace_B": torch.from_numpy(replace_B), "replace_A": torch.from_numpy(replace_A)},
-        position_B=torch.from_numpy(position_A + 1),
         answer=torch.from_numpy(clean[rows, position_A + 1]),
         distractor=torch.from_numpy(distractor),
-    )
-
-
-def measure(logits: torch.Tensor, task: InductionTask) -> torch.Tensor:
-    """METRICS at the last position of `logits` [S, L, V] for each sequence: [S, 3]."""
-    last = logits[:, -1]
-    rows = torch.arange(len(last))
-    right = last[rows, task.answer]
-    return torch.stack(
-        [right - last[rows, task.distractor], torch.log_softmax(last, -1)[rows, task.answer], right], dim=1
+        positions={"A": torch.from_numpy(position_A), "B": torch.from_numpy(position_A + 1)},
     )
