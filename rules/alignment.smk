@@ -11,6 +11,8 @@ rule all_alignment:
         plan.comparison_folders(),
         "results/alignment/differences.parquet",
         "results/alignment/quality.parquet",
+        plan.decoder_tables(),
+        plan.space_tables(),
 
 
 rule alignment_match:
@@ -83,3 +85,59 @@ rule alignment_tables:
     shell:
         "universality alignment tables --settings {params.settings:q} {params.comparisons} --saes {input.saes}"
         " --differences {output.differences} --quality {output.quality} --log {log}"
+
+
+rule alignment_decoders:
+    input:
+        comparison="results/alignment/{comparison}",
+        a=side_saes("a"),
+        b=side_saes("b"),
+    output:
+        features="results/alignment/decoders/{comparison}_features.parquet",
+        shares="results/alignment/decoders/{comparison}_shares.parquet",
+    log:
+        "logs/alignment/decoders/{comparison}.log",
+    benchmark:
+        "logs/alignment/decoders/{comparison}.tsv"
+    threads: study.alignment.threads
+    params:
+        saes=lambda wildcards, input: [
+            *(f"--a {path}" for path in input.a),
+            *(f"--b {path}" for path in input.b),
+        ],
+        settings=as_json(
+            partners=study.alignment.matching.partners,
+            statistics=study.alignment.statistics,
+        ),
+        threads=study.alignment.threads,
+        code=code(
+            "alignment", "src/universality/alignment/commands.py", module="decoders"
+        ),
+    shell:
+        "universality alignment decoders --settings {params.settings:q} --comparison {input.comparison} {params.saes}"
+        " --features {output.features} --shares {output.shares} --threads {params.threads} --log {log}"
+
+
+rule alignment_spaces:
+    input:
+        a=side_residuals("a"),
+        b=side_residuals("b"),
+        rows_a=side_rows("a"),
+        rows_b=side_rows("b"),
+    output:
+        "results/alignment/spaces/{comparison}.parquet",
+    log:
+        "logs/alignment/spaces/{comparison}.log",
+    benchmark:
+        "logs/alignment/spaces/{comparison}.tsv"
+    threads: study.alignment.threads
+    params:
+        sides=side_flags,
+        settings=spaces_settings,
+        threads=study.alignment.threads,
+        code=code(
+            "alignment", "src/universality/alignment/commands.py", module="spaces"
+        ),
+    shell:
+        "universality alignment spaces --settings {params.settings:q} {params.sides}"
+        " --out {output} --threads {params.threads} --log {log}"

@@ -1,11 +1,12 @@
 """A whole study's settings: params.yaml, checked before any job runs."""
 
 from pathlib import Path
+from typing import get_args
 
 from pydantic import model_validator
 
 from universality.activations.settings import ActivationsSettings
-from universality.alignment.settings import AlignmentSettings, Comparison
+from universality.alignment.settings import AlignmentSettings, Basis, Comparison
 from universality.circuits.settings import CircuitsSettings
 from universality.corpus.settings import TRAIN, CorpusSettings
 from universality.errors import StudyError
@@ -124,8 +125,8 @@ def _check_dictionaries(study: Study) -> None:
 
 
 def _check_comparisons(study: Study) -> None:
-    if all(comparison.setting == "neurons" for comparison in study.alignment.comparisons.values()):
-        raise ValueError("alignment.comparisons: all compare neurons; at least one must compare SAE features")
+    if not any(comparison.of_saes for comparison in study.alignment.comparisons.values()):
+        raise ValueError("alignment.comparisons: none is of SAE features on both sides; at least one must be")
     for name, comparison in study.alignment.comparisons.items():
         for label, side in (("a", comparison.a), ("b", comparison.b)):
             where = f"alignment.comparisons.{name}.{label}"
@@ -160,7 +161,8 @@ def _check_setting(study: Study, where: str, comparison: Comparison) -> None:
             a.model != b.model and n_frozen == 2 and not n_untrained,
             "two trained models, frozen decoders on both sides",
         ),
-        "neurons": (a.model != b.model, "two models"),
+        **dict.fromkeys(get_args(Basis), (a.model != b.model, "two models")),
+        "any": (True, "anything"),
     }
     true, claim = holds[comparison.setting]
     if not true:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from universality.activations.sites import layer_of, neuron_sites, residual_site, site_of_layer
-from universality.alignment.settings import PARTS, Comparison, Side
+from universality.alignment.settings import DECODERS, PARTS, SPACES, Comparison, Side
 from universality.config import Study
 from universality.corpus.settings import EVALUATION, TRAIN, AnyTokenizer
 from universality.models.settings import STATE_SPACE_FAMILIES, UntrainedModel
@@ -131,15 +131,21 @@ class Plan:
             if trained_on and self.study.activations.train == "store":
                 cached.append(Cached(model, TRAIN, trained_on))
             for corpus in self.study.corpus.documents.held_out:
-                residuals = trained_on if corpus == EVALUATION else self._compared_residuals(model, corpus)
-                sites = residuals + self._all_neuron_sites(model, corpus)
+                residuals = set(self._compared_residuals(model, corpus))
+                if corpus == EVALUATION:
+                    residuals |= set(trained_on)
+                sites = sorted(residuals, key=_in_order) + self._all_neuron_sites(model, corpus)
                 if sites:
                     cached.append(Cached(model, corpus, sites))
         return cached
 
     def _compared_residuals(self, model: str, corpus: str) -> list[str]:
-        """The sites whose features some comparison looks at on the corpus."""
-        found = any(c.setting != "neurons" and model in (c.a.model, c.b.model) for c in self._comparisons(corpus))
+        """The sites that some comparison looks at on the corpus, through SAEs or as they are."""
+        alignment = self.study.alignment
+        whole = [alignment.comparisons[name] for name in alignment.spaces.comparisons]
+        found = any(side.model == model and side.basis != "neurons" for side in self._sides(corpus)) or any(
+            comparison.corpus == corpus and model in (comparison.a.model, comparison.b.model) for comparison in whole
+        )
         return [residual_site(layer) for layer in self.layers(model)] if found else []
 
     def _all_neuron_sites(self, model: str, corpus: str) -> list[str]:
@@ -151,12 +157,22 @@ class Plan:
 
     def neuron_sites(self, model: str, layer: int, corpus: str) -> list[str]:
         """The layer's inner sites, if a comparison looks at the model's neurons on the corpus."""
-        sides = [side.model for c in self._comparisons(corpus) if c.setting == "neurons" for side in (c.a, c.b)]
-        return neuron_sites(self.study.models.zoo[model].family, layer) if model in sides else []
+        models = [side.model for side in self._sides(corpus) if side.basis == "neurons"]
+        return neuron_sites(self.study.models.zoo[model].family, layer) if model in models else []
 
-    def neuron_shards(self, model: str, corpus: str) -> list[str]:
-        """Shards of all the model's neuron sites on a held-out corpus."""
-        return [path for site in self._all_neuron_sites(model, corpus) for path in self.shards(model, site, corpus)]
+    def residual_shards(self, model: str, corpus: str) -> list[str]:
+        """Shards of the residual stream after every compared layer on a held-out corpus."""
+        return [path for n in self.layers(model) for path in self.shards(model, residual_site(n), corpus)]
+
+    def basis_sites(self, side: Side, corpus: str) -> list[str]:
+        """The sites of all layers whose values are a side that is seen in a basis."""
+        if side.basis == "neurons":
+            return self._all_neuron_sites(side.model, corpus)
+        return self._compared_residuals(side.model, corpus)
+
+    def basis_shards(self, side: Side, corpus: str) -> list[str]:
+        """Their shards on a held-out corpus."""
+        return [path for site in self.basis_sites(side, corpus) for path in self.shards(side.model, site, corpus)]
 
     def row_shards(self, model: str, corpus: str) -> list[str]:
         """Shards of one site of a model that is compared on the corpus, which tell token and document of every row."""
@@ -170,14 +186,14 @@ class Plan:
         if stage == "activations":
             return [cached.rule for cached in self.cached()]
         if stage == "alignment":
-            return ["alignment_match", "alignment", "alignment_tables"]
+            return ["alignment_match", "alignment", "alignment_tables", "alignment_decoders", "alignment_spaces"]
         if stage == "saes":
             return [*(jobs.rule for jobs in self.dictionary_jobs()), *_EVALUATION_RULES]
         return [stage]
 
     def sets_of_saes(self) -> list[tuple[str, str, int]]:
         """(model, variant, seed) of the SAEs that comparisons or `saes.also` ask for, each once."""
-        sides = [side for c in self._comparisons() if c.setting != "neurons" for side in (c.a, c.b)]
+        sides = [side for side in self._sides() if side.basis is None]
         also = [(one.model, one.variant, one.seed) for one in self.study.saes.also]
         return sorted({(side.model, str(side.variant), int(side.seed or 0)) for side in sides} | set(also))
 
@@ -243,14 +259,14 @@ class Plan:
         )
 
     def side(self, side: Side) -> list[FeatureSet]:
-        """The side's feature sets, in the order of its layers; none where neurons are compared."""
+        """The side's feature sets, in the order of its layers; none if it is seen in a basis."""
         if side.variant is None or side.seed is None:
             return []
         return self._of_layers(side.model, side.variant, side.seed)
 
     def compared_models(self) -> list[str]:
         """Models that some comparison looks at."""
-        return sorted({side.model for c in self._comparisons() for side in (c.a, c.b)})
+        return sorted({side.model for side in self._sides()})
 
     def circuit_models(self) -> list[str]:
         """Models whose circuits are looked for: an untrained one cannot do the task."""
@@ -275,6 +291,8 @@ class Plan:
             *(path for name in comparisons for path in self.alignment_parts(name)),
             *self.comparison_folders(),
             *(f"results/alignment/{name}.parquet" for name in ("differences", "quality")),
+            *self.decoder_tables(),
+            *self.space_tables(),
             *(f"results/circuits/induction_{model}.parquet" for model in self.circuit_models()),
             *(f"results/circuits/off_by_one_{model}.parquet" for model in self.state_space_models()),
             "results/report",
@@ -288,6 +306,15 @@ class Plan:
 
     def comparison_folders(self) -> list[str]:
         return [f"results/alignment/{name}" for name in self.study.alignment.comparisons]
+
+    def decoder_tables(self) -> list[str]:
+        """Of comparisons whose sides are two SAEs of one model: features matched by decoder, and shares of them."""
+        found = [n for n, c in self.study.alignment.comparisons.items() if c.of_saes and c.a.model == c.b.model]
+        kinds = ("features", "shares")
+        return [f"results/alignment/{DECODERS}/{name}_{kind}.parquet" for name in found for kind in kinds]
+
+    def space_tables(self) -> list[str]:
+        return [f"results/alignment/{SPACES}/{name}.parquet" for name in self.study.alignment.spaces.comparisons]
 
     def alignment_parts(self, name: str) -> list[str]:
         """What the jobs of a comparison write, a block of layers of each side a job."""
@@ -307,6 +334,9 @@ class Plan:
         """Those on the corpus, if one is given."""
         comparisons = self.study.alignment.comparisons.values()
         return [comparison for comparison in comparisons if corpus in (None, comparison.corpus)]
+
+    def _sides(self, corpus: str | None = None) -> list[Side]:
+        return [side for comparison in self._comparisons(corpus) for side in (comparison.a, comparison.b)]
 
 
 def _evaluation_of(dictionary: Dictionary) -> str:

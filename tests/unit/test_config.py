@@ -119,8 +119,8 @@ BAD = [
     ),
     (
         "alignment.comparisons",
-        {"n": {"setting": "neurons", "a": {"model": "neox"}, "b": {"model": "mamba"}}},
-        "alignment.comparisons: all compare neurons",
+        {"cross": SMOKE["alignment"]["comparisons"]["neurons"]},
+        "alignment.comparisons: none is of SAE features on both sides",
     ),
     ("activations.train_sequences", 250, "train_sequences: 250 is not a multiple of cache.shard_sequences=128"),
     ("activations.dtype", "fp16", "activations.dtype: 'fp16' is not allowed: Input should be 'bf16' or 'fp32'"),
@@ -261,7 +261,8 @@ def test_comparisons_decide_on_which_corpora_what_is_stored_and_encoded():
     assert on_code == {model: ["resid_post.0", "resid_post.1"] for model in ("mamba", "neox")}
     assert {c.split for c in plan.cached()} == {"train", "evaluation", "code"}
     assert plan.row_shards("mamba", "code") == ["results/activations/mamba/resid_post.0/code/shard_0"]
-    assert plan.neuron_shards("mamba", "code") == []
+    neurons = plan.study.alignment.comparisons["neurons"].b
+    assert plan.basis_shards(neurons, "code") == []
     codes = [c.path for c in plan.feature_sets() if c.corpus == "code"]
     assert codes == [f"code/{model}/topk/seed_0/layer_{layer}" for model in ("mamba", "neox") for layer in (0, 1)]
     assert {f"results/features/{path}" for path in codes} <= set(plan.results())
@@ -272,7 +273,7 @@ def test_comparisons_decide_on_which_corpora_what_is_stored_and_encoded():
     assert stored["mamba", "code"] == ["resid_post.0", "resid_post.1", *stored["mamba", "code"][2:]]
     assert len(stored["mamba", "code"]) == 6
     assert stored["mamba", "evaluation"] == ["resid_post.0", "resid_post.1"]
-    assert len(plan.neuron_shards("mamba", "code")) == 4
+    assert len(plan.basis_shards(neurons, "code")) == 4
 
 
 def own_tokenizer(model: str) -> dict:

@@ -44,7 +44,11 @@ def loaded_models(study):
     study["alignment"]["block_layers"] = 1
     study["alignment"]["comparisons"] = {
         "cross": {"setting": "cross_architecture", "a": {"model": "pythia", **side}, "b": {"model": "mamba", **side}},
-        "neurons": {"setting": "neurons", "a": {"model": "pythia"}, "b": {"model": "mamba"}},
+        "neurons": {
+            "setting": "neurons",
+            "a": {"model": "pythia", "basis": "neurons"},
+            "b": {"model": "mamba", "basis": "neurons"},
+        },
     }
 
 

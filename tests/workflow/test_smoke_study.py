@@ -50,7 +50,7 @@ def test_the_results_are_all_there(study):
         table = read_table(results / "alignment" / name / "features.parquet").to_pandas()
         assert columns <= set(table.columns)
         assert set(table.model) == {comparison.a.model, comparison.b.model}
-        if comparison.setting != "neurons":
+        if comparison.of_saes:
             n_layers = sum(len(plan.layers(side.model)) for side in (comparison.a, comparison.b))
             assert len(table) == n_layers * settings.saes.training.d_sae
         live = table[~table.dead]

@@ -5,6 +5,7 @@ Tokens of one document are not independent, so whole documents are drawn with re
 
 import numpy as np
 import scipy.sparse
+import scipy.stats
 
 
 def document_index(documents: np.ndarray) -> scipy.sparse.csr_array:
@@ -26,6 +27,14 @@ def percentile_interval(values: np.ndarray, confidence: float) -> tuple[np.ndarr
     empty = np.isnan(values).all(axis=0)
     low, high = np.nanquantile(np.where(empty, 0.0, values), [tail, 1 - tail], axis=0)
     return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
+
+
+def normal_interval(estimate: float, moves: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Of an estimate that moves by moves[g] (to first order) for each further time that group g is drawn: the standard
+    deviation of multinomial resamples, infinitely many (infinitesimal jackknife; Efron & Tibshirani 1993, ch. 21).
+    Within [-1, 1]; NaN where the estimate is."""
+    half = scipy.stats.norm.ppf((1 + confidence) / 2) * np.sqrt(((moves - moves.mean()) ** 2).sum())
+    return tuple(np.clip([estimate - half, estimate + half], -1, 1))
 
 
 def centred_interval(estimate, values: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:

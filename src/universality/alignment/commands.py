@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from universality.alignment.settings import Comparison, Matching, Statistics
+from universality.alignment.settings import Comparison, Matching, Spaces, Statistics
 from universality.commands import Log, Out, Settings, Threads, example, stage
 from universality.runtime import configure
-from universality.settings import Fraction, parse_argument
+from universality.settings import Fraction, Positive, parse_argument
 from universality.settings import Settings as SettingsBase
 
 app = stage("Match features across models.")
@@ -36,6 +36,19 @@ class MatchJob(SettingsBase):
 class CompareJob(MatchJob):
     """The same with all layers, and alignment.statistics."""
 
+    statistics: Statistics
+
+
+class SpacesJob(CompareJob):
+    """The same, and alignment.spaces."""
+
+    spaces: Spaces
+
+
+class DecodersJob(SettingsBase):
+    """Partners kept for the one-to-one matching, and alignment.statistics."""
+
+    partners: Positive
     statistics: Statistics
 
 
@@ -98,6 +111,57 @@ def compare(
     text = read_text(rows_a, rows_b, job.matching)
     sides = read_sides(job.comparison, (job.layers_a, job.layers_b), (a, b), text)
     write_comparison(job.comparison, *sides, part, text.order, job.matching, job.statistics, out)
+
+
+@app.command(
+    epilog=example(
+        "alignment decoders --settings job.yaml --comparison sae_seed_neox --a saes/neox/topk/seed_0/layer_0 "
+        "--b saes/neox/topk/seed_1/layer_0 --features features.parquet --shares shares.parquet"
+    )
+)
+def decoders(
+    settings: Settings,
+    comparison: Annotated[Path, typer.Option(help="The folder of a comparison of two SAEs of one model.")],
+    a: Annotated[list[Path], typer.Option(help="SAE folders of side a, in the order of the layers; repeat.")],
+    b: Annotated[list[Path], typer.Option(help="The same of side b.")],
+    features: Annotated[Path, typer.Option(help="Where each feature's partners go.")],
+    shares: Annotated[Path, typer.Option(help="Where the shares matched go.")],
+    threads: Threads = 1,
+    log: Log = None,
+) -> None:
+    """Match the features of two SAEs of one model by the cosine of their decoders."""
+    configure(threads, log)
+    job = parse_argument(DecodersJob, settings)
+    from universality.alignment.decoders import write_decoders
+
+    write_decoders(comparison, a, b, job.partners, job.statistics, features, shares)
+
+
+@app.command(
+    epilog=example(
+        "alignment spaces --settings job.yaml --a activations/neox/resid_post.0/evaluation/shard_0 "
+        "--b activations/mamba/resid_post.0/evaluation/shard_0 "
+        "--rows-a activations/neox/resid_post.0/evaluation/shard_0 "
+        "--rows-b activations/mamba/resid_post.0/evaluation/shard_0 --out spaces.parquet"
+    )
+)
+def spaces(
+    settings: Settings,
+    rows_a: RowsA,
+    rows_b: RowsB,
+    a: Annotated[list[Path], typer.Option(help="Shards of the residual stream of model a, of all layers; repeat.")],
+    b: Annotated[list[Path], typer.Option(help="The same of model b.")],
+    out: Out,
+    threads: Threads = 1,
+    log: Log = None,
+) -> None:
+    """Compare whole layers of two models: CKA, SVCCA, RSA, each beside its null."""
+    configure(threads, log)
+    job = parse_argument(SpacesJob, settings)
+    from universality.alignment.spaces import write_spaces
+
+    models, layers = (job.comparison.a.model, job.comparison.b.model), (job.layers_a, job.layers_b)
+    write_spaces(models, layers, (a, b), (rows_a, rows_b), job.matching, job.statistics, job.spaces, out)
 
 
 @app.command(

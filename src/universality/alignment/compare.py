@@ -10,18 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from universality.alignment.blocks import read_blocks
-from universality.alignment.bootstrap import centred_interval, percentile_interval
+from universality.alignment.bootstrap import centred_interval, normal_interval
 from universality.alignment.gather import Direction, gather
-from universality.alignment.resampling import Resampled, estimates, resample
+from universality.alignment.resampling import DIRECTIONS, Resampled, estimates, resample
 from universality.alignment.settings import Comparison, Matching, Statistics
 from universality.alignment.sides import ModelSide
 from universality.alignment.token_order import TokenOrder
 from universality.alignment.top import Found
 from universality.errors import StudyError
 from universality.runtime import log
-from universality.storage import replacing, write_json, write_table
-
-DIRECTIONS = ("a_to_b", "b_to_a")
+from universality.storage import read_table, replacing, write_json, write_table
 
 
 def write_comparison(
@@ -34,7 +32,7 @@ def write_comparison(
     for side, direction in zip((a, b), directions, strict=True):
         if np.isnan(direction.mppc).all():
             raise StudyError(f"alignment of {a.model} with {b.model}: every feature of {side.model} is dead")
-    resampled = resample(a, b, directions, order, matching, statistics)
+    resampled = resample(a, b, directions, found, order, matching, statistics)
     summary = summarise(a, b, directions, resampled, statistics)
     summary |= {**comparison.model_dump(mode="json"), "confidence": statistics.confidence}
     summary["resamples"] = _identity(order, statistics)
@@ -49,8 +47,9 @@ def write_comparison(
         folder.mkdir()
         write_table(folder / "features.parquet", features_table(a, b, directions, resampled))
         write_table(folder / "partners.parquet", partners_table(a, b, directions))
-        write_table(folder / "layers.parquet", layers_table(a, b, directions, found))
-        write_table(folder / "tokens.parquet", tokens_table(a, b, directions, order))
+        write_table(folder / "layers.parquet", layers_table(a, b, directions, found, resampled, statistics.confidence))
+        write_table(folder / "tokens.parquet", tokens_table(directions, order, resampled, statistics.confidence))
+        write_table(folder / "unmatched.parquet", unmatched_table(folder / "features.parquet", statistics))
         write_table(folder / "replicates.parquet", replicates_table(resampled))
         write_json(folder / "summary.json", summary)
 
@@ -80,7 +79,7 @@ def summarise(a, b, directions: tuple[Direction, Direction], resampled: Resample
             "statistics": values,
         }
     for k, (name, models) in enumerate(zip(DIRECTIONS, ((a, b), (b, a)), strict=True)):
-        depth = depth_correlation(directions[k], models[1], settings)
+        depth = depth_correlation(directions[k], models[1], *resampled.depth[name], settings)
         summary[name] |= {"model": models[0].model, "best_model": models[1].model, "depth_correlation": depth}
     return summary
 
@@ -101,20 +100,28 @@ def _with_interval(value: float, replicates: np.ndarray, settings: Statistics) -
     return {name: None if np.isnan(x) else x for name, x in numbers.items()}
 
 
-def depth_correlation(direction: Direction, other: ModelSide, settings: Statistics) -> dict | None:
-    """Spearman correlation of a live feature's layer with its best partner's, with an interval by resampling features;
-    None where only one layer is compared."""
+def depth_correlation(
+    direction: Direction, other: ModelSide, sampled: np.ndarray, best_layers: np.ndarray, settings: Statistics
+) -> dict | None:
+    """Spearman correlation of a live feature's layer with its best partner's; None where only one layer is compared.
+
+    Its interval is of resamples of the documents: in each, the best partner of the features `sampled` is sought anew
+    among those kept, in layers `best_layers` [R, features]; the interval is moved to where the estimate is its mean.
+    """
     live = ~np.isnan(direction.mppc)
-    own, own_place = np.unique(direction.layer[live], return_inverse=True)
-    table = np.zeros((len(own), len(other.numbers)))
-    np.add.at(table, (own_place, direction.best.layer[live, 0]), 1)
+    own, own_place = np.unique(direction.layer, return_inverse=True)
+    shape = len(own), len(other.numbers)
+    table = _counts(own_place[live], direction.best.layer[live, 0], shape)
     if min((table.sum(axis=1) > 0).sum(), (table.sum(axis=0) > 0).sum()) < 2:
         return None
-    rng = np.random.default_rng(settings.bootstrap_seed)
-    n = int(table.sum())
-    drawn = rng.multinomial(n, table.ravel() / n, size=settings.bootstrap_samples).reshape(-1, *table.shape)
-    low, high = percentile_interval(np.array([[_spearman(x)] for x in drawn]), settings.confidence)
-    return {"value": float(_spearman(table)), "low": float(low[0]), "high": float(high[0])}
+    value = _spearman(table)
+    replicates = np.array([_spearman(_counts(own_place[sampled], places, shape)) for places in best_layers])
+    low, high = centred_interval(value, replicates[:, None], settings.confidence)
+    return {"value": float(value), "low": float(low[0]), "high": float(high[0])}
+
+
+def _counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
 
 
 def _spearman(table: np.ndarray) -> float:
@@ -187,33 +194,49 @@ def partners_table(a, b, directions) -> dict:
     return {column: np.concatenate([t[column] for t in tables]) for column in tables[0]}
 
 
-def layers_table(a, b, directions, found: dict[tuple[str, int, int], Found]) -> dict:
+def layers_table(a, b, directions, found: dict[tuple[str, int, int], Found], resampled, confidence: float) -> dict:
     """Mean over a layer's live features of the largest correlation in one layer of the other side; where the best of
     all layers lie."""
-    rows: dict[str, list] = {k: [] for k in ("direction", "layer", "other_layer", "mean_mppc", "share_best", "live")}
+    rows: dict[str, list] = {
+        k: [] for k in ("direction", "layer", "other_layer", "mean_mppc", "low", "high", "share_best", "live")
+    }
     for (side, x, y), one in found.items():
         d, own, other = (directions[0], x, y) if side == "a" else (directions[1], y, x)
+        name = DIRECTIONS["ab".index(side)]
         live = ~np.isnan(one.r[:, 0])
         best = d.best.layer[d.layer == own, 0][live]
         numbers = (b if side == "a" else a).numbers
-        values = (
-            DIRECTIONS["ab".index(side)], own, other, one.r[live, 0].mean() if live.any() else np.nan,
-            (best == numbers.index(other)).mean() if live.any() else np.nan, int(live.sum()),
-        )  # fmt: skip
+        mean = one.r[live, 0].mean() if live.any() else np.nan
+        interval = normal_interval(mean, resampled.layers[name, x, y] / max(live.sum(), 1), confidence)
+        share = (best == numbers.index(other)).mean() if live.any() else np.nan
+        values = name, own, other, mean, *interval, share, int(live.sum())
         for column, value in zip(rows.values(), values, strict=True):
             column.append(value)
     return rows
 
 
-def tokens_table(a, b, directions, order: TokenOrder) -> dict:
-    rows: dict[str, list] = {k: [] for k in ("direction", "tokens", "mean_mppc", "live")}
+def tokens_table(directions, order: TokenOrder, resampled: Resampled, confidence: float) -> dict:
+    """Mean MPPC on prefixes of the documents; intervals hold the partners of all tokens fixed."""
+    rows: dict[str, list] = {k: [] for k in ("direction", "tokens", "mean_mppc", "low", "high", "live")}
     for name, d in zip(DIRECTIONS, directions, strict=True):
-        for tokens, r in zip(order.cuts, [*d.best.prefix_r, d.mppc], strict=True):
+        for tokens, r, moves in zip(order.cuts, [*d.best.prefix_r, d.mppc], resampled.prefixes[name], strict=True):
             live = ~np.isnan(r)
-            values = name, int(tokens), float(r[live].mean()) if live.any() else np.nan, int(live.sum())
+            mean = float(r[live].mean()) if live.any() else np.nan
+            interval = normal_interval(mean, moves / max(live.sum(), 1), confidence)
+            values = name, int(tokens), mean, *interval, int(live.sum())
             for column, value in zip(rows.values(), values, strict=True):
                 column.append(value)
     return rows
+
+
+def unmatched_table(features: Path, statistics: Statistics) -> dict:
+    """Features that belong to one model only, the least matched first: live ones whose MPPC lies below
+    `unmatched_below` with its whole interval; their best match is a poor one."""
+    table = read_table(features).to_pandas()
+    own = table[~table.dead & (table.mppc_high < statistics.unmatched_below)]
+    own = own.sort_values(["direction", "mppc", "layer", "feature"], kind="stable")
+    kept = ["direction", "model", "layer", "feature", "frequency", "mppc", "mppc_low", "mppc_high", "heldout_mppc"]
+    return {name: own[name].to_numpy() for name in [*kept, "p_value", "best_layer", "best_feature"]}
 
 
 def replicates_table(resampled: Resampled) -> dict:

@@ -1,5 +1,5 @@
-"""Layers whose values are dense, such as neurons: read from the store a block of tokens and a tile of features at a
-time, so that neither all tokens nor all pairs of features are ever in memory.
+"""Layers whose values are dense, such as neurons or axes of the residual stream: read from the store a block of tokens
+and a tile of features at a time, so that neither all tokens nor all pairs of features are ever in memory.
 """
 
 from pathlib import Path
@@ -19,19 +19,32 @@ _TILE = 1024  # features of each side
 
 
 class DenseLayer:
-    """The values of one layer [T, F], its sites side by side; see layers.Dense."""
+    """The values of one layer [T, F], its sites side by side; see layers.Dense.
 
-    def __init__(self, sites: list[ActivationStore], order: TokenOrder):
-        self._sites, self._rows = sites, order.rows
-        self.n_tokens, self.n_features = order.n_tokens, sum(site.d_in for site in sites)
+    With a `rotation` [D, F'] they are values @ rotation. `signed`: each comes twice, first all as they are, then all
+    with the other sign.
+    """
+
+    def __init__(
+        self,
+        sites: list[ActivationStore],
+        order: TokenOrder,
+        rotation: np.ndarray | None = None,
+        signed: bool = False,
+    ):
+        self._sites, self._rows, self._rotation = sites, order.rows, rotation
+        self._width = sum(site.d_in for site in sites) if rotation is None else rotation.shape[1]
+        self.n_tokens, self.n_features = order.n_tokens, self._width * (2 if signed else 1)
         self._shift = np.zeros(self.n_features)
         self._shift, self.frequency, largest = self._first_pass()
         self.moments = self._moments(order, largest)
 
     def block(self, start: int, stop: int, columns: np.ndarray) -> np.ndarray:
-        rows = self._rows[start:stop]
-        parts = [site.gather(rows).float().numpy() for site in self._sites]
-        return np.concatenate(parts, axis=1)[:, columns].astype(np.float64) - self._shift[columns]
+        values = side_by_side(self._sites, self._rows[start:stop])
+        if self._rotation is not None:
+            values = values.astype(np.float64) @ self._rotation
+        signs = np.where(columns < self._width, 1.0, -1.0)
+        return values[:, columns % self._width] * signs - self._shift[columns]
 
     def _blocks(self, start: int, stop: int):
         everything = np.arange(self.n_features)
@@ -63,6 +76,28 @@ class DenseLayer:
             variance = squares[inside].sum(axis=0) / (high - low) - mean[k] ** 2
             sd[k] = constant(np.sqrt(np.maximum(variance, 0)), largest)
         return Moments(mean, sd)
+
+
+def side_by_side(sites: list[ActivationStore], rows: np.ndarray) -> np.ndarray:
+    """Values [n, F] of several sites at rows [n] of the store, float32."""
+    return np.concatenate([site.gather(rows).float().numpy() for site in sites], axis=1)
+
+
+def principal_components(sites: list[ActivationStore], order: TokenOrder) -> np.ndarray:
+    """Eigenvectors [D, D] of the covariance of a layer's values over the tokens compared, by falling variance, each
+    with its largest entry positive."""
+    width = sum(site.d_in for site in sites)
+    total, products = np.zeros(width), np.zeros((width, width))
+    first = side_by_side(sites, order.rows[:1]).astype(np.float64)  # near the mean, so that nothing cancels
+    for low in range(0, order.n_tokens, _TOKENS):
+        block = side_by_side(sites, order.rows[low : low + _TOKENS]) - first
+        total += block.sum(axis=0)
+        products += block.T @ block
+    mean = total / order.n_tokens
+    _, vectors = np.linalg.eigh(products / order.n_tokens - np.outer(mean, mean))
+    vectors = vectors[:, ::-1]
+    largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(width)]
+    return vectors * np.sign(largest)
 
 
 def read_dense_layers(model: str, layers: list[int], shards: list[Path]) -> dict[int, list[ActivationStore]]:

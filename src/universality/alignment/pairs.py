@@ -1,7 +1,5 @@
 """Correlations of given pairs of features in every resample of the documents, from sums over each group of them."""
 
-from collections.abc import Iterator
-
 import numba
 import numpy as np
 
@@ -9,26 +7,41 @@ from universality.alignment.dense import rotated_block
 from universality.alignment.layers import Layer, SparseLayer
 from universality.alignment.token_order import TokenOrder
 
-_PAIRS = 512  # whose sums are held at a time
+_CONSTANT = 1e-12  # of the mean square: a feature that varies less does not vary
 
 
-def resampled_pairs(
-    x: Layer, y: Layer, i: np.ndarray, j: np.ndarray, order: TokenOrder, weights: np.ndarray, rotation: int = 0
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yields (which pairs, their correlations [R, pairs]) for pairs (i[k] of x, j[k] of y), the tokens of y rotated.
+def correlations(sums: np.ndarray, sizes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Correlation of each pair in each resample [R, pairs], from sums over groups [5, G, pairs] of `sizes` [G] tokens.
 
     `weights` [R, G]: how often each group is drawn. NaN where a feature does not vary in the resample.
     """
-    sizes = np.diff(order.groups).astype(np.float64)
     n = (weights @ sizes)[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
-        for start in range(0, len(i), _PAIRS):
-            part = slice(start, min(start + _PAIRS, len(i)))
-            sums = group_sums(x, y, i[part], j[part], order, rotation)
-            sx, sy, sxx, syy, sxy = (weights @ s / n for s in sums)
-            vx, vy = sxx - sx * sx, syy - sy * sy
-            r = (sxy - sx * sy) / np.sqrt(np.where((vx > 1e-12 * sxx) & (vy > 1e-12 * syy), vx * vy, np.nan))
-            yield part, np.clip(r, -1, 1)
+        sx, sy, sxx, syy, sxy = (weights @ s / n for s in sums)
+        vx, vy = sxx - sx * sx, syy - sy * sy
+        r = (sxy - sx * sy) / np.sqrt(np.where((vx > _CONSTANT * sxx) & (vy > _CONSTANT * syy), vx * vy, np.nan))
+    return np.clip(r, -1, 1)
+
+
+def influence(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """How each pair's correlation moves with how often a group is drawn, d r / d w_g where all w are 1: [G, pairs].
+
+    It is sum_t (zx zy - r (zx^2 + zy^2) / 2) / n over the group's tokens, z being standard scores [Devlin et al. 1975,
+    Biometrika 62, eq. 3.2]. A correlation in a resample is r + sum_g (w_g - 1) times this, to first order. 0 where a
+    feature does not vary.
+    """
+    n = sizes.sum()
+    total = sums.sum(axis=1) / n
+    mx, my, vx, vy = total[0], total[1], total[2] - total[0] ** 2, total[3] - total[1] ** 2
+    varies = (vx > _CONSTANT * total[2]) & (vy > _CONSTANT * total[3])
+    vx, vy = np.where(varies, vx, 1.0), np.where(varies, vy, 1.0)
+    x, y, xx, yy, xy = sums
+    size = sizes[:, None]
+    products = xy - mx * y - my * x + size * mx * my
+    squares = (xx - 2 * mx * x + size * mx**2) / vx + (yy - 2 * my * y + size * my**2) / vy
+    scale = np.sqrt(vx * vy)
+    r = (total[4] - mx * my) / scale
+    return np.where(varies, products / scale - r / 2 * squares, 0.0) / n
 
 
 def group_sums(x: Layer, y: Layer, i: np.ndarray, j: np.ndarray, order: TokenOrder, rotation: int) -> np.ndarray:

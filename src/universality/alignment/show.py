@@ -45,8 +45,8 @@ def show(study_file: Path, name: str, feature: Named, n_contexts: int, console: 
     if name not in comparisons:
         raise StudyError(f"COMPARISON: {name!r} is not in alignment.comparisons: {', '.join(comparisons)}")
     comparison = comparisons[name]
-    if comparison.setting == "neurons":
-        raise StudyError(f"{name}: compares neurons, whose values are not kept as codes; show takes features of SAEs")
+    if not comparison.of_saes:
+        raise StudyError(f"{name}: not of SAEs alone; other values are not kept as codes, which show reads")
     direction = "a_to_b" if feature.side == "a" else "b_to_a"
     folder = study_file.parent / "results" / "alignment" / name
     partners = read_table(folder / "partners.parquet").to_pandas()

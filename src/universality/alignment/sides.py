@@ -8,9 +8,9 @@ import numpy as np
 import scipy.sparse
 
 from universality.activations.store import ActivationStore, check_aligned
-from universality.alignment.dense import DenseLayer, read_dense_layers
+from universality.alignment.dense import DenseLayer, principal_components, read_dense_layers
 from universality.alignment.layers import Layer, sparse_layer
-from universality.alignment.settings import Comparison, Matching
+from universality.alignment.settings import SIGNED, Comparison, Matching
 from universality.alignment.spans import pool, shared_spans
 from universality.alignment.token_order import TokenOrder, order_by_document
 from universality.errors import StudyError
@@ -66,14 +66,19 @@ def read_sides(
 def read_side(
     comparison: Comparison, side: str, numbers: list[int], paths: list[Path], pooling: Pooling | None
 ) -> ModelSide:
-    """`paths`: the codes of each layer, or shards of the neurons of all."""
-    model = getattr(comparison, side).model
-    if comparison.setting == "neurons":
-        if pooling is not None:
-            raise StudyError(f"{model}: neurons are compared token by token; both models must have one tokenizer")
-        stores = read_dense_layers(model, numbers, paths)
-        return ModelSide(model, numbers, lambda number, order: DenseLayer(stores[number], order))
-    return features_side(model, dict(zip(numbers, paths, strict=True)), pooling)
+    """`paths`: the codes of each layer, or shards of the basis' sites of all."""
+    model, basis = getattr(comparison, side).model, getattr(comparison, side).basis
+    if basis is None:
+        return features_side(model, dict(zip(numbers, paths, strict=True)), pooling)
+    if pooling is not None:
+        raise StudyError(f"{model}: {basis} are compared token by token; both models must have one tokenizer")
+    stores = read_dense_layers(model, numbers, paths)
+
+    def load(number: int, order: TokenOrder) -> Layer:
+        rotation = principal_components(stores[number], order) if basis == "pca" else None
+        return DenseLayer(stores[number], order, rotation, signed=basis in SIGNED)
+
+    return ModelSide(model, numbers, load)
 
 
 def features_side(model: str, folders: dict[int, Path], pooling: Pooling | None = None) -> ModelSide:

@@ -27,6 +27,9 @@ SETTING_COLOURS = {
     "untrained": "#9a9a9a",
     "frozen_decoder": "#c9ada7",
     "neurons": "#b08968",
+    "residual": "#d8c3a5",
+    "pca": "#c98b5e",
+    "any": "#6c757d",
 }
 _MARKERS = "os^Dv"  # of models
 

@@ -17,6 +17,9 @@ SETTING_NAMES = {
     "untrained": "control: untrained models",
     "frozen_decoder": "control: SAEs with frozen random decoders",
     "neurons": "baseline: neurons",
+    "residual": "baseline: axes of the residual stream",
+    "pca": "baseline: principal components",
+    "any": "two sides",
 }
 
 

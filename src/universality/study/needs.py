@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from universality.activations.sites import site_width
+from universality.alignment.settings import SIGNED, Side
 from universality.config import Study
 from universality.corpus.settings import AnyTokenizer, TrainedTokenizer
 from universality.models.settings import AnyModel, TrainedModel, UntrainedModel
@@ -38,7 +39,7 @@ class Need(NamedTuple):
 
 def needs(study: Study) -> list[Need]:
     """Of all stages whose disk or time grows with the study's sizes; corpus, circuits and report are left out."""
-    return [*_models(study), *_activations(study), *_saes(study), *_features(study), *_neurons(study)]
+    return [*_models(study), *_activations(study), *_saes(study), *_features(study), *_dense(study)]
 
 
 def _vocabulary(study: Study, model: AnyModel) -> int:
@@ -134,23 +135,26 @@ def _features(study: Study) -> list[Need]:
     return found
 
 
-def _neurons(study: Study) -> list[Need]:
-    """Comparisons of neurons are dense products, in double precision and both ways; those of features are sparse."""
+def _dense(study: Study) -> list[Need]:
+    """Comparisons in a basis are dense products, in double precision; those of features are sparse."""
     found = []
     plan = Plan(study)
     rows = study.activations.evaluation_sequences * (study.corpus.sequence_length - 1)
     for name, comparison in study.alignment.comparisons.items():
-        if comparison.setting == "neurons":
-            a, b = (
-                sum(
-                    site_width(study.models.zoo[side].family, site, study.models.zoo[side].d_model)
-                    for layer in plan.layers(side)
-                    for site in plan.neuron_sites(side, layer, comparison.corpus)
-                )
-                for side in (comparison.a.model, comparison.b.model)
-            )
-            found.append(Need("alignment", f"{name}: {_short(a)} by {_short(b)} neurons", 0, 2 * 2 * 2 * rows * a * b))
+        if not comparison.of_saes:
+            a, b = (_side_width(study, plan, side, comparison.corpus) for side in (comparison.a, comparison.b))
+            what = f"{name}: {_short(a)} by {_short(b)} {comparison.setting}"
+            found.append(Need("alignment", what, 0, 2 * 2 * 2 * rows * a * b))
     return found
+
+
+def _side_width(study: Study, plan: Plan, side: Side, corpus: str) -> int:
+    """Features of all layers of a side."""
+    if side.variant is not None:
+        return len(plan.side(side)) * study.saes.d_sae(study.saes.variants[side.variant])
+    model = study.models.zoo[side.model]
+    width = sum(site_width(model.family, site, model.d_model) for site in plan.basis_sites(side, corpus))
+    return width * (2 if side.basis in SIGNED else 1)
 
 
 def _fired(study: Study, variant: str) -> int:

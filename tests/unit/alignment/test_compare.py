@@ -19,11 +19,11 @@ MATCHING = Matching(
 )
 STATISTICS = Statistics(
     bootstrap_seed=1, bootstrap_samples=100, confidence=0.95, null_neighbours=50, false_discovery_rate=0.05,
-    thresholds=[0.3, 0.7],
+    thresholds=[0.3, 0.7], unmatched_below=0.3, depth_features=50,
 )  # fmt: skip
 SIDES = {side: {"model": side, "variant": "topk", "seed": 0} for side in ("a", "b")}
 COMPARISON = Comparison(setting="cross_architecture", **SIDES)
-FILES = ("features", "partners", "layers", "tokens", "replicates")
+FILES = ("features", "partners", "layers", "tokens", "unmatched", "replicates")
 
 
 def compared(folder, a, b, documents, blocks=None):
@@ -68,8 +68,37 @@ def test_planted_partners_are_found_both_ways(tmp_path):
     layers = tables["layers"].set_index(["direction", "layer", "other_layer"])
     assert layers.mean_mppc["a_to_b", 3, 7] > layers.mean_mppc["a_to_b", 3, 3] + 0.2
     assert layers.groupby(["direction", "layer"]).share_best.sum().to_numpy() == pytest.approx(1)
-    whole = tables["tokens"].groupby("direction").last().mean_mppc
-    assert whole["a_to_b"] == pytest.approx(summary["a_to_b"]["mean"])
+    whole = tables["tokens"].groupby("direction").last().loc["a_to_b"]
+    assert whole.mean_mppc == pytest.approx(summary["a_to_b"]["mean"])
+
+
+def test_every_mean_lies_in_its_interval_and_the_kinds_of_interval_agree(tmp_path):
+    a, b, planted = two_layers()
+    tables, summary = compared(tmp_path, a, b, planted.documents)
+    for name in ("layers", "tokens"):
+        assert (tables[name].low < tables[name].mean_mppc).all()
+        assert (tables[name].mean_mppc < tables[name].high).all()
+    one = summary["a_to_b"]
+    whole = tables["tokens"].groupby("direction").last().loc["a_to_b"]
+    assert whole.high - whole.low == pytest.approx(one["high"] - one["low"], rel=0.35)  # 100 resamples only
+    shorter = tables["tokens"].groupby("direction").first().loc["a_to_b"]
+    assert shorter.high - shorter.low > 1.3 * (whole.high - whole.low)  # a quarter of the tokens
+    depth = one["depth_correlation"]
+    assert depth["low"] <= depth["value"] <= depth["high"] <= depth["low"] + 0.4
+
+
+def test_unmatched_features_are_those_whose_whole_interval_is_low(tmp_path):
+    a, b, planted = two_layers()
+    tables, _ = compared(tmp_path, a, b, planted.documents)
+    features, unmatched = tables["features"], tables["unmatched"]
+    expected = features[~features.dead & (features.mppc_high < STATISTICS.unmatched_below)]
+    keys = ["direction", "layer", "feature"]
+    assert set(map(tuple, unmatched[keys].to_numpy())) == set(map(tuple, expected[keys].to_numpy()))
+    own = features[(features.direction == "a_to_b") & (features.layer == 3)]
+    listed = unmatched[(unmatched.direction == "a_to_b") & (unmatched.layer == 3)].feature
+    assert not set(own.feature[planted.partner >= 0]) & set(listed)
+    assert len(listed) > 0.5 * (planted.partner < 0).sum()
+    assert unmatched[unmatched.direction == "a_to_b"].mppc.is_monotonic_increasing
 
 
 def test_any_split_into_jobs_gives_the_same_bytes(tmp_path):

@@ -4,10 +4,10 @@ import scipy.sparse
 import scipy.stats
 
 from universality.alignment.assignment import one_to_one
-from universality.alignment.bootstrap import centred_interval, percentile_interval, resample_weights
+from universality.alignment.bootstrap import centred_interval, normal_interval, percentile_interval, resample_weights
 from universality.alignment.layers import sparse_layer
 from universality.alignment.null import critical, p_values, significant
-from universality.alignment.pairs import group_sums, resampled_pairs
+from universality.alignment.pairs import correlations, group_sums, influence
 from universality.alignment.token_order import order_by_document
 
 
@@ -39,9 +39,10 @@ def test_resampled_correlations_equal_a_plain_bootstrap(pair, rotated):
     weights = resample_weights(len(order.groups) - 1, 20, seed=4)
     i, j = np.arange(4), np.array([0, 1, 3, 2])
     layers = [sparse_layer(scipy.sparse.csr_array(z), order) for z in (x, y)]
-    [(_, r)] = resampled_pairs(*layers, i, j, order, weights, rotation)
+    sizes = np.diff(order.groups).astype(float)
+    r = correlations(group_sums(*layers, i, j, order, rotation), sizes, weights)
     dense = [Blocks(z[order.rows].astype(np.float64)) for z in (x, y)]
-    [(_, r_dense)] = resampled_pairs(*dense, i, j, order, weights, rotation)
+    r_dense = correlations(group_sums(*dense, i, j, order, rotation), sizes, weights)
     np.testing.assert_allclose(r_dense, r, atol=1e-6)
     a, b = x[order.rows].astype(float), np.roll(y[order.rows], -rotation, axis=0).astype(float)
     group = np.searchsorted(order.groups, np.arange(len(a)), side="right") - 1
@@ -49,6 +50,25 @@ def test_resampled_correlations_equal_a_plain_bootstrap(pair, rotated):
         tokens = np.concatenate([np.tile(np.flatnonzero(group == g), n) for g, n in enumerate(counts)]).astype(int)
         for k in range(4):
             assert r[sample, k] == pytest.approx(np.corrcoef(a[tokens, i[k]], b[tokens, j[k]])[0, 1], abs=1e-6)
+
+
+def test_influence_is_the_derivative_of_the_correlation(pair):
+    """Against finite differences of each group's weight, and its spread against the bootstrap's."""
+    x, y, order = pair
+    layers = [sparse_layer(scipy.sparse.csr_array(z), order) for z in (x, y)]
+    sums, sizes = group_sums(*layers, np.arange(3), np.arange(3), order, 0), np.diff(order.groups).astype(float)
+    moves, step = influence(sums, sizes), 1e-5
+    for g in range(len(sizes)):
+        weights = np.ones((2, len(sizes)))
+        weights[:, g] += [step, -step]
+        r = correlations(sums, sizes, weights)
+        np.testing.assert_allclose(moves[g], (r[0] - r[1]) / (2 * step), atol=1e-7)
+    resampled = correlations(sums, sizes, resample_weights(len(sizes), 4000, seed=1)).mean(axis=1)
+    low, high = normal_interval(0.0, moves.mean(axis=1), 0.95)
+    assert (high - low) / 3.92 == pytest.approx(resampled.std(), rel=0.1)
+    constant = np.zeros_like(sums)
+    constant[[0, 2]], constant[[1, 3]], constant[4] = sizes[:, None], 4 * sizes[:, None], 2 * sizes[:, None]
+    assert not influence(constant, sizes).any()
 
 
 def test_sums_add_up(pair):
@@ -69,7 +89,8 @@ def test_intervals_cover_the_true_correlation():
         mixed = np.sqrt(0.5) * common + np.sqrt(0.5) * rng.standard_normal((400, 2))
         x, y = mixed[:, :1], 0.6 * mixed[:, :1] + 0.8 * mixed[:, 1:]
         weights = resample_weights(80, 200, seed=int(rng.integers(1 << 30)))
-        [(_, r)] = resampled_pairs(Blocks(x), Blocks(y), np.array([0]), np.array([0]), order, weights)
+        sums = group_sums(Blocks(x), Blocks(y), np.array([0]), np.array([0]), order, 0)
+        r = correlations(sums, np.diff(order.groups).astype(float), weights)
         low, high = percentile_interval(r, 0.9)
         covered += bool(low[0] <= 0.6 <= high[0])
     assert scipy.stats.binom.ppf(0.001, 100, 0.9) <= covered <= scipy.stats.binom.ppf(0.999, 100, 0.9)

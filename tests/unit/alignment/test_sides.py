@@ -74,6 +74,45 @@ def test_partners_of_stored_neurons_are_those_of_numpys_correlations(neurons):
         np.testing.assert_allclose(found[0].null_r[k], top(r, 1)[0][:, 0], atol=1e-9)
 
 
+@pytest.fixture
+def stream(tmp_path):
+    """Residual streams of two models that share two of six directions; stores, arrays in token order, the order."""
+    rng = np.random.default_rng(7)
+    common = rng.standard_normal((N_TOKENS, 2)) * [5, 3]
+    order = order_by_document(np.arange(N_TOKENS) // 10, [], 60, seed=1)
+    found = {}
+    for name in "ab":
+        turned = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+        x = np.concatenate([common, 0.3 * rng.standard_normal((N_TOKENS, 4))], axis=1) @ turned + 7
+        described = {"model": name, "split": "evaluation"}
+        found[name] = (write_store(tmp_path / name, torch.from_numpy(x).float(), [5000, 4000], **described), x)
+    return found, order
+
+
+@pytest.mark.parametrize("basis", ["residual", "pca"])
+def test_axes_of_the_stream_are_compared_with_both_signs(basis, stream):
+    stores, order = stream
+    comparison = Comparison(setting=basis, a={"model": "a", "basis": basis}, b={"model": "b", "basis": basis})
+    paths = tuple(paths for paths, _ in stores.values())
+    text = read_text(*paths, MATCHING)
+    sides = read_sides(comparison, ([0], [0]), paths, text._replace(order=order))
+    layers = [side.load(0, order) for side in sides]
+    values = []
+    for _, x in stores.values():
+        x = x[order.rows].astype(np.float32).astype(np.float64)
+        if basis == "pca":
+            _, vectors = np.linalg.eigh(np.cov(x.T))
+            x = x @ vectors[:, ::-1]
+        values.append(x)
+    r = np.corrcoef(values[0].T, values[1].T)[:6, 6:]
+    found = match_dense(*layers, order, 1, Drawn(np.arange(1), np.arange(1), rotations(order, 1, seed=4)))
+    for one, expected in zip(found, (np.abs(r).max(axis=1), np.abs(r).max(axis=0)), strict=True):
+        np.testing.assert_allclose(one.r[:, 0], np.tile(expected, 2), atol=1e-6)
+    if basis == "pca":  # the two common directions are found whatever the streams' own axes are
+        assert (found[0].r[:2, 0] > 0.95).all()
+        assert (found[0].r[2:6, 0] < 0.2).all()
+
+
 def test_where_shards_meet_makes_no_difference(tmp_path):
     array = torch.from_numpy(values(5, 4))
     order = order_by_document(np.arange(N_TOKENS) // 10, [], 60, seed=1)
@@ -194,7 +233,8 @@ def test_stores_of_other_tokens_are_refused(sides, tmp_path):
 
 def test_neurons_of_two_tokenizers_are_refused(sides):
     _, stores = sides
-    neurons = Comparison(setting="neurons", a={"model": "m"}, b={"model": "m"})
+    side = {"model": "m", "basis": "neurons"}
+    neurons = Comparison(setting="neurons", a=side, b=side)
     text = read_text(stores["t"], stores["u"], MATCHING)
-    with pytest.raises(StudyError, match="neurons are compared token by token; both models must have one tokenizer"):
+    with pytest.raises(StudyError, match="m: neurons are compared token by token; both models must have one tokenizer"):
         read_sides(neurons, ([0], [0]), (stores["t"], stores["u"]), text)
