@@ -24,9 +24,14 @@ def resample_weights(n_documents: int, samples: int, seed: int) -> np.ndarray:
 def percentile_interval(values: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
     """(low, high) over the first axis, ignoring NaN; NaN where nothing is left."""
     tail = (1 - confidence) / 2
-    empty = np.isnan(values).all(axis=0)
-    low, high = np.nanquantile(np.where(empty, 0.0, values), [tail, 1 - tail], axis=0)
-    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
+    limits, shape = [tail, 1 - tail], values.shape[1:]
+    values = values.reshape(len(values), -1)
+    holes, empty = np.isnan(values).any(axis=0), np.isnan(values).all(axis=0)
+    low, high = np.quantile(np.where(holes, 0.0, values), limits, axis=0)
+    if holes.any():  # numpy's quantile beside NaN goes column by column in Python: only where there are some
+        low[holes], high[holes] = np.nanquantile(np.where(empty, 0.0, values)[:, holes], limits, axis=0)
+        low[empty], high[empty] = np.nan, np.nan
+    return low.reshape(shape), high.reshape(shape)
 
 
 def normal_interval(estimate: float, moves: np.ndarray, confidence: float) -> tuple[float, float]:

@@ -30,18 +30,36 @@ def influence(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     Biometrika 62, eq. 3.2]. A correlation in a resample is r + sum_g (w_g - 1) times this, to first order. 0 where a
     feature does not vary.
     """
+    moves = np.empty(sums.shape[1:])
+    _influence(sums, sizes, moves)
+    return moves
+
+
+@numba.njit(cache=True)
+def _influence(sums, sizes, moves):
+    n_groups, n_pairs = moves.shape
     n = sizes.sum()
-    total = sums.sum(axis=1) / n
-    mx, my, vx, vy = total[0], total[1], total[2] - total[0] ** 2, total[3] - total[1] ** 2
-    varies = (vx > _CONSTANT * total[2]) & (vy > _CONSTANT * total[3])
-    vx, vy = np.where(varies, vx, 1.0), np.where(varies, vy, 1.0)
-    x, y, xx, yy, xy = sums
-    size = sizes[:, None]
-    products = xy - mx * y - my * x + size * mx * my
-    squares = (xx - 2 * mx * x + size * mx**2) / vx + (yy - 2 * my * y + size * my**2) / vy
-    scale = np.sqrt(vx * vy)
-    r = (total[4] - mx * my) / scale
-    return np.where(varies, products / scale - r / 2 * squares, 0.0) / n
+    for pair in range(n_pairs):
+        x, y, xx, yy, xy = 0.0, 0.0, 0.0, 0.0, 0.0
+        for g in range(n_groups):
+            x += sums[0, g, pair]
+            y += sums[1, g, pair]
+            xx += sums[2, g, pair]
+            yy += sums[3, g, pair]
+            xy += sums[4, g, pair]
+        mx, my = x / n, y / n
+        vx, vy = xx / n - mx * mx, yy / n - my * my
+        if not (vx > _CONSTANT * xx / n and vy > _CONSTANT * yy / n):
+            moves[:, pair] = 0.0
+            continue
+        scale = np.sqrt(vx * vy)
+        half_r = (xy / n - mx * my) / scale / 2
+        for g in range(n_groups):
+            gx, gy, size = sums[0, g, pair], sums[1, g, pair], sizes[g]
+            product = (sums[4, g, pair] - mx * gy - my * gx + size * mx * my) / scale
+            square_x = (sums[2, g, pair] - 2 * mx * gx + size * mx * mx) / vx
+            square_y = (sums[3, g, pair] - 2 * my * gy + size * my * my) / vy
+            moves[g, pair] = (product - half_r * (square_x + square_y)) / n
 
 
 def group_sums(x: Layer, y: Layer, i: np.ndarray, j: np.ndarray, order: TokenOrder, rotation: int) -> np.ndarray:

@@ -77,6 +77,7 @@ class Resampling:
             for total, end in zip(prefixes, self.prefix_ends, strict=True):
                 total += influence(sums[:, :end, rows["plain"][1]], self.sizes[:end]).sum(axis=1)
             self._count(sums, rows, asked, counts)
+            self._seek_depths(sums, rows, asked)
         heldout_r = self.direction.best.heldout_r[asked["heldout"].features]
         self._linear(counts, "heldout_mean", heldout_r, linear["heldout"])
         self._null(own, other, layers, rotations, counts)
@@ -104,8 +105,7 @@ class Resampling:
 
     def _count(self, sums: np.ndarray, rows: dict[str, tuple], asked: dict[str, Asked], counts: "_Counts") -> None:
         """What needs every pair's own correlation in every resample."""
-        depths = [f"depth {rank}" for rank in range(self.depth_r.shape[2])]
-        columns = np.unique(np.concatenate([rows[name][1] for name in ("plain", "assigned", *depths)]))
+        columns = np.unique(np.concatenate([rows[name][1] for name in ("plain", "assigned")]))
         r = correlations(sums[:, :, columns], self.sizes, self.weights)
 
         def of(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -116,10 +116,15 @@ class Resampling:
         features, r_assigned = of("assigned")
         for t in self.settings.thresholds:
             counts.add(f"one_to_one_{t}", (np.nan_to_num(r_assigned) >= t).sum(axis=1), len(features))
-        for rank, name in enumerate(depths):
-            features, r_depth = of(name)
-            filled = np.where(np.isnan(r_depth), -np.inf, r_depth)
-            self.depth_r[:, np.searchsorted(self.depth_of, features), rank] = filled
+
+    def _seek_depths(self, sums: np.ndarray, rows: dict[str, tuple], asked: dict[str, Asked]) -> None:
+        """Correlations with every partner kept, to first order."""
+        best = self.direction.best
+        for rank in range(best.r.shape[1]):
+            which, columns = rows[f"depth {rank}"]
+            features = asked[f"depth {rank}"].features[which]
+            moved = (self.weights - 1) @ influence(sums[:, :, columns], self.sizes)
+            self.depth_r[:, np.searchsorted(self.depth_of, features), rank] = best.r[features, rank] + moved
 
     def _count_plain(self, features: np.ndarray, r: np.ndarray, counts: "_Counts") -> None:
         d = self.direction

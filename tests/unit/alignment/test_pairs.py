@@ -146,3 +146,14 @@ def test_one_to_one_matching_is_the_best_there_is():
         assert r[matched, partner[matched]].sum() == pytest.approx(np.maximum(r, 0)[rows, columns].sum())
         assert len(set(partner[matched])) == len(matched)
         assert (r[matched, partner[matched]] > 0).all()
+
+
+def test_percentiles_pass_over_what_is_missing():
+    values = np.random.default_rng(0).standard_normal((50, 2, 3))
+    values[:7, 0, 1], values[:, 1, 2] = np.nan, np.nan
+    low, high = percentile_interval(values, 0.9)
+    assert np.isnan(low[1, 2])
+    assert np.isnan(high[1, 2])
+    assert (low[0, 1], high[0, 1]) == pytest.approx(tuple(np.quantile(values[7:, 0, 1], [0.05, 0.95])))
+    assert low[0, 0] == pytest.approx(np.quantile(values[:, 0, 0], 0.05))
+    assert percentile_interval(values[:, 0, 1], 0.9)[0] == low[0, 1]
