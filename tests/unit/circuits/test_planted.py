@@ -36,16 +36,15 @@ def plant_state_space(request):
 
 @pytest.fixture(scope="module")
 def task():
-    return make_task(6, 16, VOCAB, end_of_text=0, seed=0)
+    return make_task(4, 16, VOCAB, end_of_text=0, seed=0)
 
 
 def measured(model, task, tokens) -> dict[str, torch.Tensor]:
     return dict(zip(METRICS, measure(model.run(tokens).logits[:, -1], task).T, strict=True))
 
 
-@pytest.mark.parametrize("length", [24, 32])
-def test_every_prompt_is_answered_and_nothing_is_where_A_is_lost(plant, length):
-    task = make_task(32, length, 40, end_of_text=0, seed=3)
+def test_every_prompt_is_answered_and_nothing_is_where_A_is_lost(plant):
+    task = make_task(32, 32, 40, end_of_text=0, seed=3)
     model = plant(40).model
     clean = measured(model, task, task.clean)
     assert (clean["top1"] == 1).all()
@@ -76,8 +75,9 @@ def effects_of(planted, task, corruption) -> dict[str, dict[str, float]]:
     return found
 
 
-@pytest.mark.parametrize(("noise", "at_least"), [(0.0, 1e3), (0.1, 10)])
-@pytest.mark.parametrize("corruption", CORRUPTIONS)
+@pytest.mark.parametrize(
+    ("corruption", "noise", "at_least"), [("replace_B", 0.0, 1e3), ("replace_A", 0.0, 1e3), ("replace_A", 0.1, 10)]
+)
 def test_exactly_the_planted_components_have_an_effect(plant, task, corruption, noise, at_least):
     """Replacing B changes what the inducer copies; replacing A what the mover tells it, of which logits see nothing."""
     planted = plant(VOCAB, noise=noise, seed=1)
@@ -92,7 +92,7 @@ def test_exactly_the_planted_components_have_an_effect(plant, task, corruption, 
         assert weakest > at_least * strongest_other, path
 
 
-@pytest.mark.parametrize(("own_mover", "offset"), [(True, 0), (True, 1), (True, 2), (True, 3), (False, 0), (False, 2)])
+@pytest.mark.parametrize(("own_mover", "offset"), [(True, 0), (True, 1), (True, 3), (False, 2)])
 def test_the_profile_is_all_at_the_planted_offset(plant_state_space, task, own_mover, offset):
     planted = plant_state_space(VOCAB, offset=offset, own_mover=own_mover)
     effects = {
@@ -127,7 +127,7 @@ def test_the_heads_look_where_they_should(task):
     mover = captured["attn.0.pattern"][:, planted.mover.head]
     before = torch.arange(15)
     assert (mover[:, before + 1, before] > 0.999).all()
-    inducer, rows = captured["attn.2.pattern"][:, planted.inducer.head], torch.arange(6)
+    inducer, rows = captured["attn.2.pattern"][:, planted.inducer.head], torch.arange(4)
     assert (inducer[rows, -1, task.positions["B"]] > 0.999).all()
     assert (inducer[:, 1:-1, 0] > 0.95).all()  # no token has come before: position 0, which says nothing
 
