@@ -17,6 +17,8 @@ rule report:
         saes=["results/saes/metrics.parquet"],
         crosscoders=plan.crosscoder_tables(),
         alignment=plan.comparison_folders(),
+        decoders=plan.decoder_tables("shares"),
+        spaces=plan.space_tables(),
         circuits=rules.all_circuits.input,
     output:
         page=directory("results/report"),
@@ -29,7 +31,15 @@ rule report:
     params:
         inputs=lambda wildcards, input: [
             f"--{kind} {path}"
-            for kind in ("models", "saes", "crosscoders", "alignment", "circuits")
+            for kind in (
+                "models",
+                "saes",
+                "crosscoders",
+                "alignment",
+                "decoders",
+                "spaces",
+                "circuits",
+            )
             for path in getattr(input, kind)
         ],
         settings=section(study.report),

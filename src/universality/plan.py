@@ -307,11 +307,14 @@ class Plan:
     def comparison_folders(self) -> list[str]:
         return [f"results/alignment/{name}" for name in self.study.alignment.comparisons]
 
-    def decoder_tables(self) -> list[str]:
-        """Of comparisons whose sides are two SAEs of one model: features matched by decoder, and shares of them."""
+    def decoder_tables(self, *kinds: str) -> list[str]:
+        """Of comparisons whose sides are two SAEs of one model: "features" matched by decoder, and "shares" of them."""
         found = [n for n, c in self.study.alignment.comparisons.items() if c.of_saes and c.a.model == c.b.model]
-        kinds = ("features", "shares")
-        return [f"results/alignment/{DECODERS}/{name}_{kind}.parquet" for name in found for kind in kinds]
+        return [
+            f"results/alignment/{DECODERS}/{name}_{kind}.parquet"
+            for name in found
+            for kind in kinds or ("features", "shares")
+        ]
 
     def space_tables(self) -> list[str]:
         return [f"results/alignment/{SPACES}/{name}.parquet" for name in self.study.alignment.spaces.comparisons]

@@ -60,6 +60,11 @@ def test_the_results_are_all_there(study):
     differences = read_table(results / "alignment" / "differences.parquet").to_pandas()
     assert {"cross", "neurons", "untrained"} <= {*differences.one, *differences.other}
     assert "cross_code" not in {*differences.one, *differences.other}  # of other documents
+    spaces = read_table(results / "alignment" / "spaces" / "cross.parquet").to_pandas()
+    assert set(spaces.measure) == {"cka", "cka_debiased", "svcca", "rsa"}
+    assert spaces.value.between(-1, 1).all()
+    shares = read_table(results / "alignment" / "decoders" / "sae_seed_neox_shares.parquet").to_pandas()
+    assert ((shares.low <= shares.share) & (shares.share <= shares.high)).all()
     quality = read_table(results / "alignment" / "quality.parquet").to_pandas()
     assert quality.mean_mppc.between(-1, 1).all()
     assert quality.explained_variance.notna().all()

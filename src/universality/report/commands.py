@@ -31,6 +31,10 @@ def build(
     crosscoders: Annotated[
         list[Path] | None, typer.Option(help="A crosscoder's features, NAME.features.parquet; repeat for more.")
     ] = None,
+    decoders: Annotated[
+        list[Path] | None, typer.Option(help="Shares matched by decoder, NAME_shares.parquet; repeat for more.")
+    ] = None,
+    spaces: Annotated[list[Path] | None, typer.Option(help="Whole layers compared, NAME.parquet; repeat.")] = None,
     threads: Threads = 1,
     log: Log = None,
 ) -> None:
@@ -39,4 +43,6 @@ def build(
     parsed = parse_argument(ReportSettings, settings)
     from universality.report.page import build_report
 
-    build_report(parsed, models, saes, crosscoders or [], alignment, circuits, metrics, out)
+    build_report(
+        parsed, models, saes, crosscoders or [], alignment, decoders or [], spaces or [], circuits, metrics, out
+    )

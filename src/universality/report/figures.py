@@ -87,20 +87,41 @@ def depth_maps(results: Results) -> str:
 
 def _depth_map(axis, table: pd.DataFrame, model: str, other: str) -> None:
     share, layers, best_layers = depth_map(table, model)
+    labels = f"layer of {other} with the best match", f"layer of {model}"
+    _cells(axis, share, (layers, best_layers), labels)
+
+
+def space_maps(results: Results) -> str:
+    """For each comparison of whole layers: debiased CKA of each layer of one side with each of the other."""
+    with plt.rc_context(STYLE):
+        n = len(results.spaces)
+        figure, axes = plt.subplots(1, n, figsize=(4.6 * n, 3.8), squeeze=False)
+        for axis, (name, table) in zip(axes[0], results.spaces.items(), strict=True):
+            rows = table[table.measure == "cka_debiased"].pivot(index="layer", columns="other_layer", values="value")
+            models = (results.comparisons[name].summary[side]["model"] for side in ("b", "a"))
+            labels = tuple(f"layer of {model}" for model in models)
+            _cells(axis, rows.to_numpy(), (list(rows.index), list(rows.columns)), labels)
+            axis.set_title(name, fontsize=10)
+        return _svg(figure)
+
+
+def _cells(axis, values: np.ndarray, ticks: tuple[list[int], list[int]], labels: tuple[str, ...]) -> None:
+    """Values in [0, 1] by layer (rows) and layer (columns); the number in each cell where there are few."""
     axis.spines[:].set_visible(False)
-    axis.imshow(share, cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto")
+    axis.imshow(values, cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto")
+    rows, columns = ticks
     axis.set(
-        xlabel=f"layer of {other} with the best match",
-        ylabel=f"layer of {model}",
-        xticks=range(len(best_layers)),
-        xticklabels=best_layers,
-        yticks=range(len(layers)),
-        yticklabels=layers,
+        xlabel=labels[0],
+        ylabel=labels[1],
+        xticks=range(len(columns)),
+        xticklabels=columns,
+        yticks=range(len(rows)),
+        yticklabels=rows,
     )
-    if share.size <= 64:
-        for i, j in np.ndindex(share.shape):
-            shade = "white" if share[i, j] > 0.5 else "black"
-            axis.text(j, i, f"{share[i, j]:.2f}", ha="center", va="center", color=shade, fontsize=8)
+    if values.size <= 64:
+        for i, j in np.ndindex(values.shape):
+            shade = "white" if values[i, j] > 0.5 else "black"
+            axis.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", color=shade, fontsize=8)
 
 
 def circuit_effects(results: Results) -> str:

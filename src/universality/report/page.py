@@ -29,11 +29,13 @@ def build_report(
     saes: Path,
     crosscoders: list[Path],
     alignment: list[Path],
+    decoders: list[Path],
+    spaces: list[Path],
     circuits: list[Path],
     metrics_file: Path,
     out: Path,
 ) -> None:
-    results = read_results(models, saes, crosscoders, alignment, circuits)
+    results = read_results(models, saes, crosscoders, alignment, decoders, spaces, circuits)
     measured = metrics(results)
     page = render(settings.title, results, measured)
     with replacing(out) as folder:
@@ -63,6 +65,8 @@ def _figures(results: Results) -> dict[str, str]:
     settings = {c.summary["setting"] for c in results.comparisons.values()}
     drawn = {"mppc": figures.mppc_distributions(results), "circuits": figures.circuit_effects(results)}
     drawn |= {"saes": figures.sae_quality(results), "frequency": figures.firing_frequency(results)}
+    if results.spaces:
+        drawn["spaces"] = figures.space_maps(results)
     if "cross_architecture" in settings:
         drawn["depth"] = figures.depth_maps(results)
     if results.off_by_one:

@@ -15,35 +15,52 @@ QUALITY = ["L0", "explained_variance", "loss_recovered", "kl", "dead", "dense", 
 
 
 class Comparison(NamedTuple):
-    """One comparison's features (a row each) and its means."""
+    """One comparison's features (a row each), its means, and the features of one side only."""
 
     table: pd.DataFrame
     summary: dict
+    unmatched: pd.DataFrame
 
 
 class Results(NamedTuple):
     """`training`: model -> curves, of the models trained here; `sae_quality`: a row a dictionary and site;
-    `crosscoders`: name -> features; `induction` and `off_by_one`: model -> effects."""
+    `crosscoders`: name -> features; `decoders`: comparison -> shares matched by decoder; `spaces`: comparison ->
+    measures of whole layers; `induction` and `off_by_one`: model -> effects."""
 
     training: dict[str, pd.DataFrame]
     sae_quality: pd.DataFrame
     crosscoders: dict[str, pd.DataFrame]
     comparisons: dict[str, Comparison]
+    decoders: dict[str, pd.DataFrame]
+    spaces: dict[str, pd.DataFrame]
     induction: dict[str, pd.DataFrame]
     off_by_one: dict[str, pd.DataFrame]
 
 
 def read_results(
-    models: list[Path], saes: Path, crosscoders: list[Path], alignment: list[Path], circuits: list[Path]
+    models: list[Path],
+    saes: Path,
+    crosscoders: list[Path],
+    alignment: list[Path],
+    decoders: list[Path],
+    spaces: list[Path],
+    circuits: list[Path],
 ) -> Results:
     training = {p.name: _frame(p / "training.parquet") for p in models if (p / "training.parquet").exists()}
     features = {p.name.removesuffix(".features.parquet"): _frame(p) for p in crosscoders}
-    comparisons = {p.name: Comparison(_frame(p / "features.parquet"), read_json(p / "summary.json")) for p in alignment}
+    comparisons = {
+        p.name: Comparison(
+            _frame(p / "features.parquet"), read_json(p / "summary.json"), _frame(p / "unmatched.parquet")
+        )
+        for p in alignment
+    }
+    shares = {p.stem.removesuffix("_shares"): _frame(p) for p in decoders}
+    whole = {p.stem: _frame(p) for p in spaces}
     induction, off_by_one = (
         {p.stem.removeprefix(task): _frame(p) for p in circuits if p.stem.startswith(task)}
         for task in ("induction_", "off_by_one_")
     )
-    return Results(training, _frame(saes), features, comparisons, induction, off_by_one)
+    return Results(training, _frame(saes), features, comparisons, shares, whole, induction, off_by_one)
 
 
 def _frame(path: Path) -> pd.DataFrame:
@@ -68,6 +85,8 @@ def metrics(results: Results) -> dict:
         "saes": _sae_metrics(results.sae_quality),
         "crosscoders": _crosscoder_metrics(results),
         "alignment": {name: _alignment_metrics(c) for name, c in results.comparisons.items()},
+        "decoders": {name: _decoder_metrics(table) for name, table in results.decoders.items()},
+        "spaces": {name: _space_metrics(table) for name, table in results.spaces.items()},
         "circuits": {
             "induction": {name: _induction_metrics(table) for name, table in results.induction.items()},
             "off_by_one": {name: _off_by_one_metrics(table) for name, table in results.off_by_one.items()},
@@ -123,9 +142,30 @@ def _alignment_metrics(comparison: Comparison) -> dict:
     summary = comparison.summary
     kept = ["model", "best_model", "mean", "low", "high", "median", "features", "dead", "depth_correlation"]
     kept.append("statistics")
-    directions = {d: {key: summary[d][key] for key in kept} for d in ("a_to_b", "b_to_a")}
+    directions = {
+        d: {key: summary[d][key] for key in kept} | {"unmatched": int((comparison.unmatched.direction == d).sum())}
+        for d in ("a_to_b", "b_to_a")
+    }
     both = {key: summary["both"][key] for key in ("mean", "low", "high", "median", "statistics")}
     return {"setting": summary["setting"], **both, **directions}
+
+
+def _decoder_metrics(shares: pd.DataFrame) -> dict:
+    """Direction -> statistic -> share of all layers' live features, with interval."""
+    whole = shares[shares.layer == -1]
+    return {
+        direction: {r.statistic: {"value": r.share, "low": r.low, "high": r.high} for r in rows.itertuples()}
+        for direction, rows in whole.groupby("direction")
+    }
+
+
+def _space_metrics(table: pd.DataFrame) -> dict:
+    """Measure -> mean over the layers of a of the value with the most alike layer of b, and of the null there."""
+    found = {}
+    for measure, rows in table.groupby("measure"):
+        best = rows.loc[rows.groupby("layer").value.idxmax()]
+        found[measure] = {name: float(best[name].mean()) for name in ("value", "null")}
+    return found
 
 
 def _induction_metrics(table: pd.DataFrame) -> dict:

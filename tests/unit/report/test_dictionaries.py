@@ -35,7 +35,7 @@ def results(tmp_path):
     shares = {"share neox:resid_post.0": share, "share mamba:resid_post.1": 1 - share}
     features = {"feature": np.arange(10), "frequency": np.full(10, 0.1), "dead": share > 0.8, **shares}
     write_table(tmp_path / "pair.features.parquet", features)
-    return read_results([], tmp_path / "metrics.parquet", [tmp_path / "pair.features.parquet"], [], [])
+    return read_results([], tmp_path / "metrics.parquet", [tmp_path / "pair.features.parquet"], [], [], [], [])
 
 
 def test_metrics_are_means_over_layers_and_crosscoders_stand_apart(results):
@@ -64,8 +64,8 @@ def test_beside_a_crosscoder_stands_what_mppc_says_of_its_layers(results):
         }
     )
     settings = {"cross": "cross_architecture", "null": "model_seed"}
-    comparisons = {name: Comparison(table, {"setting": setting}) for name, setting in settings.items()}
-    comparisons["others"] = Comparison(table.replace("mamba", "rwkv"), {"setting": "cross_architecture"})
+    comparisons = {name: Comparison(table, {"setting": setting}, table) for name, setting in settings.items()}
+    comparisons["others"] = Comparison(table.replace("mamba", "rwkv"), {"setting": "cross_architecture"}, table)
     pair = _crosscoder_metrics(results._replace(comparisons=comparisons))["pair"]
     assert pair["neox:resid_post.0"]["matched"] == {"cross": pytest.approx(2 / 3)}
     assert pair["mamba:resid_post.1"]["matched"] == {"cross": 0.0}
