@@ -1,19 +1,20 @@
-"""Attribution patching: what patching a component would do to the metric, to first order, for all components at once.
+"""Attribution patching: what patching a component would do to the metric, to first order, all components at once.
 
 With v a component's value on the clean prompt, v' on the corrupted one and m the metric at the last position,
 
-    score(v) = (v' - v) . dm/dv                                                                 [S] for every component
+    score(v) = (v' - v) . dm/dv          [S] for every component
 
-is the linear estimate of m(v patched to v') - m(clean) (Nanda 2023; Syed et al. 2023, arXiv 2310.10348, equation 2).
-The gradient is the total one: everything after v recomputes, as in path patching's `total`. One forward and one backward
-pass give all components and positions.
+is the linear estimate of m(v patched to v') - m(clean) (Syed et al. 2023, arXiv 2310.10348: the Taylor expansion of
+activation patching; here with its sign). The gradient is the total one: everything after v recomputes, as in path
+patching's `total`. One forward and one backward pass give all components and positions.
 
-The gradient at the clean prompt alone misleads where the metric is flat there, behind a saturated softmax say. Integrated
-gradients take it along the straight path between the prompts' embeddings, e(a) = e' + a (e - e') (Sundararajan et al.
-2017, arXiv 1703.01365; for circuits, EAP-IG: Hanna et al. 2024, arXiv 2403.17806, equation 3). With m steps, a = k / m:
+The gradient at the clean prompt alone misleads where the metric is flat there, behind a saturated softmax say.
+Integrated gradients take it along the straight path between the prompts' embeddings, e(a) = e' + a (e - e')
+(Sundararajan et al. 2017, arXiv 1703.01365; for circuits EAP-IG, Hanna et al. 2024, arXiv 2403.17806). With m steps,
+a_k = k / m and k = 1 .. m,
 
-    ends   score(v) = (v' - v) . 1/m sum_k dm/dv(a_k),  k = 1 .. m                              EAP-IG; m = 1: the above
-    path   score(v) = sum_k (v(a_{k-1}) - v(a_k)) . dm/dv(a_k)      conductance (Dhamdhere et al. 2018, arXiv 1805.12233)
+    ends   score(v) = (v' - v) . 1/m sum_k dm/dv(a_k)            EAP-IG; with m = 1 the above
+    path   score(v) = sum_k (v(a_{k-1}) - v(a_k)) . dm/dv(a_k)   conductance (Dhamdhere et al. 2018, arXiv 1805.12233)
 
 Summed over the embedding's positions both tend to m(corrupted) - m(clean), with an error in 1/m. Over another complete
 cut, components that every path from the differing tokens to the metric crosses exactly once, only `path` does: a value
@@ -21,13 +22,15 @@ inside need not go straight from v' to v when the embedding does.
 
 Components, and what a position of theirs is:
 
-    embed                  the token's place
-    attn.L.z, by head      the query's place
-    mamba.L.state@-1       the place that wrote: the sum over a place's write into the state that the last position reads
-    mamba.L.conv_taps      the place of the output; tap k of K reads K - 1 - k places before
-    mamba.L.{y, gate, out}, rwkv.L.out, mlp.L.out       the place of the value
+    embed                                           the token's place
+    attn.L.z, by head                               the query's place
+    mamba.L.state@-1                                the place that wrote (mamba.L.writes@-1): what it left in the state
+                                                    that the last position reads, its decay on the way included
+    mamba.L.conv_taps, by tap                       the output's place; tap k of K reads K - 1 - k places before
+    mamba.L.{y, gate, out}, rwkv.L.out, mlp.L.out   the value's place
 
-They are not a partition: mamba.L.out holds what the state, the taps and the gate do. What is summed must be a cut.
+They are not a partition: mamba.L.out holds what the state, the taps and the gate do, and a later layer what an earlier
+one does. What is summed should be a cut.
 """
 
 from collections.abc import Iterable, Iterator
@@ -68,7 +71,9 @@ class Attribution(NamedTuple):
         wanted = list(components)
         missing = [c.name for c in wanted if c not in self.components]
         if missing:
-            raise StudyError(f"component {missing[0]}: not scored; allowed: {', '.join(c.name for c in self.components)}")
+            raise StudyError(
+                f"component {missing[0]}: not scored; allowed: {', '.join(c.name for c in self.components)}"
+            )
         return Attribution(wanted, self.scores[:, [self.components.index(c) for c in wanted]])
 
     def at(self, place: torch.Tensor) -> torch.Tensor:
@@ -108,7 +113,7 @@ def node_attribution(
     [batch, L, *state]. Scores are estimates: they may have any size and sign where the model is far from linear between
     the prompts. Raises StudyError for an unknown corruption or method, a metric without a gradient, and no steps.
     """
-    check(task, corruption, metric, steps)
+    check(task, corruption, metric, DIFFERENTIABLE, steps)
     if method not in ("ends", "path"):
         raise StudyError(f"method: {method!r} is unknown; allowed: ends, path")
     found = components(model)
@@ -123,7 +128,8 @@ def _scores(
 ) -> torch.Tensor:
     sites = list(dict.fromkeys(component.site for component in found))
     inner = [f"mamba.{n}.{kind}" for n in range(model.n_layers) for kind in _RECURRENCE if model.family.recurrence]
-    scores, start = {}, {}
+    scores: Values = {}
+    start: Values = {}
     mean: Values = {}
     runs = along_path(model, task, corruption, metric, [*sites, *inner], [k / steps for k in range(steps + 1)])
     for k, (value, captured) in enumerate(runs):
@@ -143,9 +149,7 @@ def _scores(
     return torch.stack(rows, 1).cpu()
 
 
-def _by_position(
-    model: LanguageModel, site: str, start: Values, end: Values, gradient: torch.Tensor
-) -> torch.Tensor:
+def _by_position(model: LanguageModel, site: str, start: Values, end: Values, gradient: torch.Tensor) -> torch.Tensor:
     """(start - end) . gradient of one site: [S, L], or [S, L, heads] where it has heads or taps."""
     if "@" in site:  # what a position wrote is added to the state, so its gradient is the state's
         layer = int(site.split(".")[1])
@@ -184,10 +188,11 @@ def along_path(
         yield value, run.captured
 
 
-def check(task: Task, corruption: str, metric: str, steps: int) -> None:
+def check(task: Task, corruption: str, metric: str, metrics: tuple[str, ...], steps: int = 1) -> None:
+    """Raises StudyError for a corruption that the task does not have, a metric not among these, and no steps."""
     if corruption not in task.corrupted:
         raise StudyError(f"corruption: {task.name} has no {corruption!r}; allowed: {', '.join(task.corrupted)}")
-    if metric not in DIFFERENTIABLE:
-        raise StudyError(f"metric: {metric!r} has no gradient; allowed: {', '.join(DIFFERENTIABLE)}")
+    if metric not in metrics:
+        raise StudyError(f"metric: {metric!r} cannot be taken; allowed: {', '.join(metrics)}")
     if steps < 1:
         raise StudyError(f"steps: {steps} is not at least 1")

@@ -1,7 +1,7 @@
 """Edges of a model's graph: attributed (EAP, EAP-IG) and patched.
 
-The residual stream is a sum of what writers added: embedding, heads, MLPs, state-space and RWKV mixers. A reader takes in
-the stream at one place, and an edge u -> v is the share of u in it:
+The residual stream is a sum of what writers added: embedding, heads, MLPs, state-space and RWKV mixers. A reader takes
+in the stream at one place, and an edge u -> v is the share of u in it:
 
     reader                                  reads at
     attn.L.{q, k, v}, by head               resid_pre.L; k and v by the heads that share them
@@ -14,9 +14,10 @@ With g_v the gradient of the metric in the reader's input, the rest of the strea
 
     score(u -> v) = (u' - u) . g_v          [S] for every edge, summed over positions
 
-(Syed et al. 2023, arXiv 2310.10348, equation 3; Hanna et al. 2024, arXiv 2403.17806, with g_v the mean over the path of
-attribution.py). g_v is exact: the gradient in the reader's own value is pulled back through norm, projection and rotary
-embedding to the stream. u' - u is what changes in the stream: a head's through its rows of the output projection.
+(EAP: Syed et al. 2023, arXiv 2310.10348; EAP-IG: Hanna et al. 2024, arXiv 2403.17806, with g_v the mean over the path
+in attribution.py). g_v is exact: the gradient in the reader's own value is pulled back through norm, projection and
+rotary embedding to the stream. u' - u is what changes in the stream, for a head through its rows of the output
+projection.
 
 Every use of a writer is some reader's, so at one gradient the scores of u's edges sum to u's score as a node. The one
 exception is RWKV's embedding, which is normed before it enters the stream: as a writer it is what enters.
@@ -24,14 +25,17 @@ exception is RWKV's embedding, which is normed before it enters the stream: as a
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 
-from universality.circuits.attribution import WRITERS, Values, along_path, check, components
+from universality.circuits.attribution import DIFFERENTIABLE, WRITERS, Values, along_path, check, components
 from universality.circuits.path_patching import Component
 from universality.circuits.tasks.base import Task
 from universality.models.language_model import LanguageModel
+from universality.models.taps import Edit
 
 LOGITS = Component("logits")
 
@@ -61,9 +65,6 @@ class Graph:
         outs = [f"attn.{layer}.out" for layer in self.head_maps]
         return list(dict.fromkeys([*inner, *outs, *self.places, "resid_pre.0", "resid_mid.0"]))
 
-    def reading(self, place: str) -> list[int]:
-        return [r for r, at in enumerate(self.places) if at == place]
-
 
 class EdgeAttribution(NamedTuple):
     """`scores` [S, U, R]: estimated effects of patching one edge, in units of the metric; 0 where there is none."""
@@ -76,7 +77,9 @@ def graph_of(model: LanguageModel) -> Graph:
     """The model's writers and readers."""
     writers = components(model, WRITERS)
     head_maps, mlp_place = _probe(model)
-    readers, places, before = [], [], []
+    readers: list[Component] = []
+    places: list[str] = []
+    before: list[int] = []
     for layer in range(model.n_layers):
         earlier = sum(writer.layer < layer for writer in writers)
         found = [(reader, f"resid_pre.{layer}", earlier) for reader in _inputs(model, layer)]
@@ -85,7 +88,9 @@ def graph_of(model: LanguageModel) -> Graph:
             by_then = mixed if mlp_place == "resid_mid" else earlier
             found.append((Component(f"mlp.{layer}.out"), f"{mlp_place}.{layer}", by_then))
         for reader, place, count in found:
-            readers.append(reader), places.append(place), before.append(count)
+            readers.append(reader)
+            places.append(place)
+            before.append(count)
     last = f"resid_post.{model.n_layers - 1}"
     return Graph(writers, [*readers, LOGITS], [*places, last], [*before, len(writers)], head_maps)
 
@@ -126,35 +131,31 @@ def edge_attribution(
 ) -> EdgeAttribution:
     """Scores of all edges. `steps` = 1 is EAP, more EAP-IG.
 
-    Memory, besides a backward pass over `batch_size` prompts: every writer's change, [batch, U, L, D]. Raises StudyError
-    for an unknown corruption, a metric without a gradient, and no steps.
+    Memory, besides that of two runs over `batch_size` prompts with what their gradients need: every writer's change
+    [batch, U, L, D]. Raises StudyError for an unknown corruption, a metric without a gradient, and no steps.
     """
-    check(task, corruption, metric, steps)
+    check(task, corruption, metric, DIFFERENTIABLE, steps)
     graph = graph_of(model)
     parts = [_scores(model, graph, batch, corruption, metric, steps) for batch in task.batches(batch_size)]
     return EdgeAttribution(graph, torch.cat(parts))
 
 
-def _scores(
-    model: LanguageModel, graph: Graph, task: Task, corruption: str, metric: str, steps: int
-) -> torch.Tensor:
-    ends = [0.0, *(k / steps for k in range(steps, 0, -1))]  # the corrupted prompt, then from the clean one downwards
-    for k, (value, captured) in enumerate(along_path(model, task, corruption, metric, graph.sites, ends)):
-        if k == 0:
-            start = _written(graph, captured)
-            entered = captured["resid_pre.0"].detach()
-            continue
-        if k == 1:
-            change = start - _written(graph, captured)
-            entered = (entered - captured["resid_pre.0"].detach()).flatten(1)
-            change = change.flatten(2)
-            scores = torch.zeros(*change.shape[:2], len(graph.readers), device=change.device, dtype=change.dtype)
+def _scores(model: LanguageModel, graph: Graph, task: Task, corruption: str, metric: str, steps: int) -> torch.Tensor:
+    fractions = [0.0, *(k / steps for k in range(steps, 0, -1))]  # the two prompts first, then what is between
+    runs = along_path(model, task, corruption, metric, graph.sites, fractions)
+    _, corrupted = next(runs)
+    of_clean, clean = next(runs)
+    change = (_written(graph, corrupted) - _written(graph, clean)).flatten(2)
+    entered = (corrupted["resid_pre.0"] - clean["resid_pre.0"]).detach().flatten(1)
+    del corrupted
+    scores = change.new_zeros(*change.shape[:2], len(graph.readers))
+    for value, captured in chain([(of_clean, clean)], runs):
         for r, gradient in _entering(graph, value, captured):
+            gradient = gradient.flatten(1) / steps
             if graph.places[r] == "resid_pre.0":  # the embedding as it stands there
-                scores[:, 0, r] += (entered * gradient.flatten(1)).sum(1) / steps
+                scores[:, 0, r] += (entered * gradient).sum(1)
             else:
-                n = graph.before[r]
-                scores[:, :n, r] += torch.einsum("sux,sx->su", change[:, :n], gradient.flatten(1)) / steps
+                scores[:, : graph.before[r], r] += torch.einsum("sux,sx->su", change[:, : graph.before[r]], gradient)
     return scores.cpu()
 
 
@@ -168,9 +169,7 @@ def _entering(graph: Graph, value: torch.Tensor, captured: Values) -> Iterator[t
     for r, (reader, place) in enumerate(zip(graph.readers[:-1], graph.places[:-1], strict=True)):
         gradient = gradients[reader.site]
         if reader.head is not None:
-            gradient = torch.zeros_like(gradient).index_copy_(
-                2, torch.tensor([reader.head], device=gradient.device), gradient[:, :, [reader.head]]
-            )
+            gradient = gradient * (torch.arange(gradient.shape[2], device=gradient.device) == reader.head)[:, None]
         yield r, torch.autograd.grad(captured[reader.site], captured[place], gradient, retain_graph=True)[0]
 
 
@@ -195,75 +194,61 @@ class EdgePatching:
 
     A reader's input is the stream with u' - u added for every cut edge from a writer u, where u is its value in this
     very run. Readers of one layer have inputs of their own, so each is given a copy of the prompts whose stream is set
-    to its input; its value is moved from there into the main copy, whose writers go on. A run costs as many prompts as a
-    layer has readers, and one more.
+    to its input; its value is moved from there into the main copy, whose writers go on. A run costs as many copies as
+    a layer has readers, and one more.
     """
 
     def __init__(self, model: LanguageModel, graph: Graph, task: Task, corruption: str):
         self.model, self.graph, self.task = model, graph, task
         clean = model.run(task.clean, capture=graph.sites, logits=False).captured
         self.corrupted = model.run(task.corrupted[corruption], capture=graph.sites, logits=False).captured
-        self.embed = written_by(graph, Component("embed"), self.corrupted) - written_by(
-            graph, Component("embed"), clean
-        )
+        corrupted_embed, clean_embed = (written_by(graph, graph.writers[0], x) for x in (self.corrupted, clean))
+        self.embed = corrupted_embed - clean_embed
         layers = [reader.layer for reader in graph.readers]
-        self.copies = 1 + max(layers.count(layer) for layer in range(model.n_layers))
+        self.copy_of = [1 + layers[:r].count(layer) for r, layer in enumerate(layers[:-1])] + [0]
+        """Which copy each reader reads in; the logits are the main one's."""
 
     def logits(self, keep: torch.Tensor) -> torch.Tensor:
         """Logits [S, V] at the last position, all edges cut but those of `keep` [U, R]."""
-        tokens = self.task.clean.repeat(self.copies, 1)
+        tokens = self.task.clean.repeat(1 + max(self.copy_of), 1)
         run = _CutRun(self, keep.bool())
         return self.model.run(tokens, edits=run.edits()).logits[: len(self.task.clean), -1]
 
 
 class _CutRun:
-    """The edits of one run; `change[u]` is u' - u, filled in as writers write."""
+    """The edits of one run; `change[u]` is u' - u [S, L, D], filled in as writers write."""
 
     def __init__(self, patching: EdgePatching, keep: torch.Tensor):
         self.graph, self.corrupted, self.keep = patching.graph, patching.corrupted, keep
+        self.copy_of = patching.copy_of
         self.change = torch.zeros(len(self.graph.writers), *patching.embed.shape).to(patching.embed)
         self.change[0] = patching.embed
-        self.S, self.copies = len(patching.embed), patching.copies
 
-    def edits(self) -> dict:
-        """An edit for each place where the stream is read, each reader's value and each writer's."""
-        graph, found = self.graph, {}
-        for place in dict.fromkeys(graph.places):
-            found[place] = lambda value, place=place: self._set_inputs(place, value)
-        for site in dict.fromkeys(reader.site for reader in graph.readers if reader != LOGITS):
-            found[site] = lambda value, site=site: self._take_values(site, value)
-        for site in dict.fromkeys(writer.site for writer in graph.writers[1:]):
-            take = found.get(site, lambda value: value)
-            found[site] = lambda value, site=site, take=take: self._note_change(site, take(value))
-        return found
-
-    def _copy_of(self, reader: int) -> int:
-        layer = self.graph.readers[reader].layer
-        return 1 + [r for r, other in enumerate(self.graph.readers) if other.layer == layer].index(reader)
+    def edits(self) -> dict[str, Edit]:
+        """An edit for each place where the stream is read, and for each reader's and writer's value."""
+        components = (*self.graph.readers[:-1], *self.graph.writers[1:])
+        found: dict[str, Edit] = {place: partial(self._set_inputs, place) for place in self.graph.places}
+        return found | {component.site: partial(self._pass_on, component.site) for component in components}
 
     def _set_inputs(self, place: str, value: torch.Tensor) -> torch.Tensor:
-        value = value.unflatten(0, (self.copies, self.S)).clone()
-        main = value[0].clone()
-        for r in self.graph.reading(place):
+        copies = value.unflatten(0, (-1, self.change.shape[1])).clone()
+        stream = copies[0].clone()
+        for r in (r for r, at in enumerate(self.graph.places) if at == place):
             cut = ~self.keep[: self.graph.before[r], r]
             if place == "resid_pre.0":
-                stream = self.corrupted[place] if cut[0] else main
+                copies[self.copy_of[r]] = self.corrupted[place] if cut[0] else stream
             else:
-                stream = main + self.change[: self.graph.before[r]][cut].sum(0)
-            value[0 if self.graph.readers[r] == LOGITS else self._copy_of(r)] = stream
-        return value.flatten(0, 1)
+                copies[self.copy_of[r]] = stream + self.change[: self.graph.before[r]][cut].sum(0)
+        return copies.flatten(0, 1)
 
-    def _take_values(self, site: str, value: torch.Tensor) -> torch.Tensor:
-        value = value.unflatten(0, (self.copies, self.S)).clone()
+    def _pass_on(self, site: str, value: torch.Tensor) -> torch.Tensor:
+        copies = value.unflatten(0, (-1, self.change.shape[1])).clone()
         for r, reader in enumerate(self.graph.readers):
             if reader.site == site:
                 head = slice(None) if reader.head is None else slice(reader.head, reader.head + 1)
-                value[0, :, :, head] = value[self._copy_of(r), :, :, head]
-        return value.flatten(0, 1)
-
-    def _note_change(self, site: str, value: torch.Tensor) -> torch.Tensor:
-        now = {site: value[: self.S]}
+                copies[0, :, :, head] = copies[self.copy_of[r], :, :, head]
         for u, writer in enumerate(self.graph.writers):
             if writer.site == site:
-                self.change[u] = written_by(self.graph, writer, self.corrupted) - written_by(self.graph, writer, now)
-        return value
+                now = written_by(self.graph, writer, {site: copies[0]})
+                self.change[u] = written_by(self.graph, writer, self.corrupted) - now
+        return copies.flatten(0, 1)

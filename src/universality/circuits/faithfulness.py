@@ -6,25 +6,27 @@ the corrupted run; the prompt's own embedding is always there. With m the metric
     faithfulness(n) = (m(C) - m(corrupted)) / (m(clean) - m(corrupted))
     completeness(n) = (m(M without C) - m(corrupted)) / (m(clean) - m(corrupted))
 
-The first is 1 where the circuit does all that the model does (Hanna et al. 2024, arXiv 2403.17806, section 4); it may
-leave [0, 1], where what is left out works against the rest. The second corrupts the circuit alone: 0 where nothing
-outside it does its work too (Wang et al. 2022, arXiv 2211.00593, section 4: completeness, of the whole circuit). Both are
-undefined, nan, where clean and corrupted prompts have the same mean. `area` is a curve's mean height over the grid, by
-trapezoids on a linear axis of n.
+The first is 1 where the circuit does all that the model does (Hanna et al. 2024, arXiv 2403.17806: normalised
+faithfulness); it leaves [0, 1] where what is left out works against the rest. The second corrupts the circuit alone: 0
+where nothing outside it does its work too (Wang et al. 2022, arXiv 2211.00593, section 4: completeness, of the whole
+circuit). Both are undefined, nan, where clean and corrupted prompts have the same mean. `area` is a curve's mean height
+over the grid, by trapezoids on a linear axis of n.
 
-At n = 0 a circuit of edges is the corrupted run. One of components is the corrupted run but for what the embedding at the
-last position itself tells the logits: nothing where prompts end alike. Scores and circuits of the same prompts agree
-better than those of others: rank on one half and run the other.
+At n = 0 a circuit of edges is the corrupted run. One of components is the corrupted run but for what the embedding at
+the last position itself tells the logits: nothing where prompts end alike. Scores and circuits of the same prompts
+agree better than those of others: rank on one half and run the other.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from universality.circuits.attribution import WRITERS, components
+from universality.circuits.attribution import WRITERS, check, components
 from universality.circuits.edges import EdgePatching, Graph
 from universality.circuits.metrics import METRICS, measure
 from universality.circuits.path_patching import Component, replace
@@ -66,13 +68,14 @@ def node_curve(
     Raises StudyError for sizes that do not ascend within 0 .. N, scores of another shape and unknown names.
     """
     nodes = components(model, WRITERS, embed=False)
+    sites = list(dict.fromkeys(node.site for node in nodes))
+    circuits = _circuits(scores, torch.ones(len(nodes), dtype=torch.bool), sizes)
 
     def runner(batch: Task) -> Callable[[torch.Tensor], torch.Tensor]:
-        sites = list(dict.fromkeys(node.site for node in nodes))
         corrupted = model.run(batch.corrupted[corruption], capture=sites, logits=False).captured
         return lambda keep: model.run(batch.clean, edits=_cut(nodes, keep, corrupted)).logits[:, -1]
 
-    return _curve(model, task, corruption, scores, (len(nodes),), None, sizes, metric, batch_size, runner)
+    return _curve(model, task, corruption, tuple(sizes), circuits, metric, batch_size, runner)
 
 
 def edge_curve(
@@ -85,43 +88,51 @@ def edge_curve(
     metric: str = "logit_diff",
     batch_size: int = 4,
 ) -> Curve:
-    """Circuits of edges. `scores` [U, R] are those of the graph's; N, of which sizes are part, counts the edges there are.
+    """Circuits of edges. `scores` [U, R] are those of the graph's; sizes are within 0 .. the number of edges there are.
 
     A run costs as much as one of `batch_size` times the readers of a layer. Raises StudyError as `node_curve`.
     """
+    circuits = _circuits(scores, graph.exists, sizes)
 
     def runner(batch: Task) -> Callable[[torch.Tensor], torch.Tensor]:
         return EdgePatching(model, graph, batch, corruption).logits
 
-    exists = graph.exists
-    return _curve(model, task, corruption, scores, tuple(exists.shape), exists, sizes, metric, batch_size, runner)
+    return _curve(model, task, corruption, tuple(sizes), circuits, metric, batch_size, runner)
+
+
+def _circuits(scores: torch.Tensor, exists: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
+    """What to keep in each run: the circuit of each size, then all there is but the circuit, of each size."""
+    if scores.shape != exists.shape:
+        raise StudyError(f"scores: have shape {tuple(scores.shape)}, the circuit's parts have {tuple(exists.shape)}")
+    count, ascending = int(exists.sum()), all(a < b for a, b in pairwise(sizes))
+    if not sizes or not ascending or sizes[0] < 0 or sizes[-1] > count:
+        raise StudyError(f"sizes: {list(sizes)} do not ascend within 0 .. {count}")
+    circuits = [_largest(scores, exists, size) for size in sizes]
+    return [*circuits, *(exists & ~circuit for circuit in circuits)]
 
 
 def _curve(
     model: LanguageModel,
     task: Task,
     corruption: str,
-    scores: torch.Tensor,
-    shape: tuple[int, ...],
-    exists: torch.Tensor | None,
-    sizes: Sequence[int],
+    sizes: tuple[int, ...],
+    circuits: list[torch.Tensor],
     metric: str,
     batch_size: int,
-    runner: Callable,
+    runner: Callable[[Task], Callable[[torch.Tensor], torch.Tensor]],
 ) -> Curve:
-    exists = torch.ones(shape, dtype=torch.bool) if exists is None else exists
-    _check(task, corruption, metric, scores, shape, sizes, int(exists.sum()))
-    circuits = [_largest(scores, exists, size) for size in sizes]
+    """`runner`: batch -> (what to keep -> logits [S, V])."""
+    check(task, corruption, metric, METRICS)
     parts = []
     with torch.inference_mode():
         for batch in task.batches(batch_size):
             run = runner(batch)
             whole = [model.run(prompts).logits[:, -1] for prompts in (batch.clean, batch.corrupted[corruption])]
-            logits = [*whole, *map(run, circuits), *(run(exists & ~circuit) for circuit in circuits)]
+            logits = [*whole, *map(run, circuits)]
             parts.append(torch.stack([measure(x, batch)[:, METRICS.index(metric)] for x in logits], 1))
-    clean, corrupted, *both = torch.cat(parts).double().cpu().numpy().T
-    circuit, without = np.split(np.array(both).T, 2, axis=1)
-    return Curve(tuple(sizes), circuit, without, clean, corrupted)
+    values = torch.cat(parts).double().cpu().numpy()
+    circuit, without = np.split(values[:, 2:], 2, axis=1)
+    return Curve(sizes, circuit, without, values[:, 0], values[:, 1])
 
 
 def _largest(scores: torch.Tensor, exists: torch.Tensor, size: int) -> torch.Tensor:
@@ -138,12 +149,12 @@ def _cut(nodes: list[Component], keep: torch.Tensor, corrupted: dict[str, torch.
     for node in (node for node, kept in zip(nodes, keep.tolist(), strict=True) if not kept):
         cut.setdefault(node.site, []).append(node.head)
 
-    def edit(value: torch.Tensor, site: str) -> torch.Tensor:
+    def edit(site: str, value: torch.Tensor) -> torch.Tensor:
         for head in cut[site]:
             value = replace(Component(site, head), corrupted[site])(value)
         return value
 
-    return {site: lambda value, site=site: edit(value, site) for site in cut}  # type: ignore[misc]
+    return {site: partial(edit, site) for site in cut}
 
 
 def patched_effects(
@@ -159,7 +170,7 @@ def patched_effects(
     A run for each node: path patching's total effects, of any site. mamba.L.state@-1 stands for its writes.
     """
     nodes = list(nodes)
-    _check(task, corruption, metric)
+    check(task, corruption, metric, METRICS)
     parts = []
     with torch.inference_mode():
         for batch in task.batches(batch_size):
@@ -206,8 +217,8 @@ def _share(curve: Curve, values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 def agreement(scores: torch.Tensor, effects: torch.Tensor, k: int, drawn: np.ndarray, confidence: float) -> Estimate:
     """How well scores [S, N] tell measured effects [S, N], both averaged over prompts: [2].
 
-    First Spearman's correlation of the signed means over components, nan where one side is constant; then which share of
-    the k largest effects by magnitude is among the k largest scores. Intervals resample prompts, not components.
+    First Spearman's correlation of the signed means over components, nan where one side is constant; then the share of
+    the k largest effects by magnitude that is among the k largest scores. Intervals resample prompts, not components.
     """
     count = scores.shape[1]
     if not 1 <= k <= count:
@@ -231,23 +242,3 @@ def _interval(values: np.ndarray, confidence: float) -> Estimate:
     ends = np.full((2, values.shape[1]), np.nan)
     ends[:, defined] = np.nanquantile(resampled[:, defined], [tail, 1 - tail], axis=0)
     return Estimate(values[0], *ends)
-
-
-def _check(
-    task: Task,
-    corruption: str,
-    metric: str,
-    scores: torch.Tensor | None = None,
-    shape: tuple[int, ...] = (),
-    sizes: Sequence[int] = (),
-    count: int = 0,
-) -> None:
-    if corruption not in task.corrupted:
-        raise StudyError(f"corruption: {task.name} has no {corruption!r}; allowed: {', '.join(task.corrupted)}")
-    if metric not in METRICS:
-        raise StudyError(f"metric: {metric!r} is unknown; allowed: {', '.join(METRICS)}")
-    if scores is not None and tuple(scores.shape) != shape:
-        raise StudyError(f"scores: have shape {tuple(scores.shape)}, the components have {shape}")
-    ascending = all(a < b for a, b in zip(sizes, sizes[1:], strict=False))
-    if scores is not None and (not sizes or not ascending or sizes[0] < 0 or sizes[-1] > count):
-        raise StudyError(f"sizes: {list(sizes)} do not ascend within 0 .. {count}")
