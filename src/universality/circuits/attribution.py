@@ -69,11 +69,10 @@ class Attribution(NamedTuple):
     def of(self, components: Iterable[Component]) -> "Attribution":
         """Of some components alone, in their order. Raises StudyError for one that was not scored."""
         wanted = list(components)
-        missing = [c.name for c in wanted if c not in self.components]
-        if missing:
-            raise StudyError(
-                f"component {missing[0]}: not scored; allowed: {', '.join(c.name for c in self.components)}"
-            )
+        for component in wanted:
+            if component not in self.components:
+                allowed = ", ".join(c.name for c in self.components)
+                raise StudyError(f"component {component.name}: not scored; allowed: {allowed}")
         return Attribution(wanted, self.scores[:, [self.components.index(c) for c in wanted]])
 
     def at(self, place: torch.Tensor) -> torch.Tensor:

@@ -157,6 +157,24 @@ def test_along_the_path_every_cut_has_the_whole_effect(family, task):
         assert error.abs().mean() < 0.1 * whole.abs().mean(), kind
 
 
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_a_states_positions_are_those_of_its_writes(family, task):
+    """As measured by moving single positions' writes a little to and fro."""
+    model, site = tiny_model(family), "mamba.1.writes@-1"
+    clean, corrupted = (model.run(p, [site]).captured[site] for p in (task.clean, task.corrupted["replace_B"]))
+    state = node_attribution(model, task, "replace_B").of([Component("mamba.1.state@-1")]).scores[:, 0]
+
+    def moved(position, share):
+        writes = clean.clone()
+        writes[:, position] = torch.lerp(clean[:, position], corrupted[:, position], share)
+        return measure(model.run(task.clean, edits={site: lambda _: writes}).logits[:, -1], task)[:, 0]
+
+    measured = torch.stack([(moved(p, 0.2) - moved(p, -0.2)) / 0.4 for p in range(LENGTH)], 1)
+    torch.testing.assert_close(state, measured, rtol=0.01, atol=0.01 * measured.abs().max().item())
+    assert (state.abs() > 0.1 * state.abs().max()).any(0).sum() > 4
+    assert state.abs().max() > 1e-3
+
+
 @FOUR
 def test_nothing_is_attributed_to_places_before_the_corruption(family, task):
     """But for states: what was written before B decays otherwise after it."""
