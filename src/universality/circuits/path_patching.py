@@ -29,21 +29,25 @@ from universality.models.taps import Edit
 
 
 class Component(NamedTuple):
-    """A site, or one head of it."""
+    """A site, or one head of it; of a convolution's taps, one tap."""
 
     site: str
     head: int | None = None
 
     @property
     def layer(self) -> int:
-        return int(self.site.split(".")[1])
+        """-1 for what stands outside the layers."""
+        return int(self.site.split(".")[1]) if "." in self.site else -1
 
     @property
     def name(self) -> str:
+        if "." not in self.site:
+            return self.site
         module, _, kind = self.site.split("@")[0].split(".")
-        if self.head is not None:
-            return f"L{self.layer}H{self.head}"
-        return f"L{self.layer} {kind if module != 'mlp' else 'mlp'}"
+        if module == "attn" and self.head is not None:
+            return f"L{self.layer}H{self.head}" + (f" {kind}" if kind != "z" else "")
+        name = f"L{self.layer} {kind if module != 'mlp' else 'mlp'}"
+        return name if self.head is None else f"{name} {self.head}"
 
 
 def senders(model: LanguageModel) -> list[Component]:
