@@ -120,20 +120,22 @@ def test_corruptions_change_names_alone(tokenizer, task):
     assert torch.equal(restored, task.clean)
 
 
-def test_the_length_is_the_commonest_that_fits(tokenizer):
-    end = tokenizer.eos_token_id
-    known = next(iter(names_of(tokenizer)))
+def test_the_length_is_the_commonest_that_fits():
+    tokenizer = train_bpe(texts(), 420)
     filled = {
-        template.replace("@", known).replace("PLACE", place).replace("OBJECT", thing)
+        template.replace(" @", " John").replace("PLACE", place).replace("OBJECT", thing)
         for template, place, thing in itertools.product(TEMPLATES, PLACES, OBJECTS)
     }
-    sizes = Counter(1 + len(ids) for ids in tokenizer(list(filled), add_special_tokens=False)["input_ids"])
-    assert len(sizes) > 2
-    for longest in (max(sizes), min(sizes) + 1):
-        found = {len(s.tokens) for s in find_sentences(tokenizer, end, longest, "k")}
-        assert [sizes[n] for n in found] == [max(count for n, count in sizes.items() if n <= longest)]
+    surplus = 3 * (len(tokenizer.encode(" John")) - 1)
+    sizes = Counter(1 + len(ids) - surplus for ids in tokenizer(list(filled))["input_ids"])
+    commonest = max(sizes, key=lambda n: sizes[n])
+    assert min(sizes) < commonest < max(sizes)
+    for longest in (max(sizes), commonest, commonest - 1, min(sizes)):
+        found = Counter(len(s.tokens) for s in find_sentences(tokenizer, 0, longest, "k"))
+        assert list(found.values()) == [max(count for n, count in sizes.items() if n <= longest)]
+        assert all(sizes[n] == count for n, count in found.items())
     with pytest.raises(StudyError, match=f"k: the shortest prompt has {min(sizes)} tokens .*sequence_length=5"):
-        find_sentences(tokenizer, end, 5, "k")
+        find_sentences(tokenizer, 0, 5, "k")
 
 
 def test_random_tokens_stand_where_names_would(tokenizer):
@@ -144,11 +146,9 @@ def test_random_tokens_stand_where_names_would(tokenizer):
     assert ((task.clean == task.distractor[:, None]).sum(dim=1) == 2).all()
 
 
-def test_tokens_that_reach_from_a_name_into_its_neighbours_are_an_error():
-    """Without any pre-tokenizer merges run over spaces."""
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[END_OF_TEXT], show_progress=False)
-    tokenizer.train_from_iterator(["John and John s"] * 9 + list(texts())[:20], trainer)
-    joined = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
+@pytest.mark.parametrize("joined", ["John and", "and John"])
+def test_tokens_that_reach_from_a_name_into_its_neighbours_are_an_error(joined):
+    tokenizer = train_bpe(texts(), 300)
+    tokenizer.add_tokens([joined])
     with pytest.raises(StudyError, match=r"circuits\.tasks\.ioi: this tokenizer has tokens that are of a name and"):
-        make_task(4, joined, 0, 60, 0)
+        make_task(4, tokenizer, 0, 60, 0)
