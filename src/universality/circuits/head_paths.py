@@ -19,7 +19,17 @@ from typing import NamedTuple
 import torch
 
 from universality.circuits.metrics import measure
-from universality.circuits.path_patching import Component, Donor, Effect, PatchingBatch, Place, mlps
+from universality.circuits.path_patching import (
+    PATHS,
+    Component,
+    Donor,
+    Effect,
+    PatchingBatch,
+    Path,
+    Paths,
+    Places,
+    mlps,
+)
 from universality.circuits.tasks.base import Task
 from universality.models.block_parts import Before, BlockParts
 from universality.models.language_model import LanguageModel
@@ -59,15 +69,15 @@ class HeadPaths(PatchingBatch):
         streams = [f"resid_{point}.{layer}" for point in ("pre", "mid", "post") for layer in range(self.model.n_layers)]
         return streams + [f"attn.{layer}.{site}" for site in "qkv" for layer in range(self.model.n_layers)]
 
-    def to_logits(self, *, positions: Sequence[Place] | None = None, fast: bool = True) -> Iterator[Effect]:
+    def to_logits(self, *, positions: Places = None, paths: Paths = PATHS, fast: bool = True) -> Iterator[Effect]:
         if not fast or self._parts is None:
-            return super().to_logits(positions=positions)
-        return self._fast_to_logits(self._heads(), "attn", positions)
+            return super().to_logits(positions=positions, paths=paths)
+        return self._fast_to_logits(self._heads(), "attn", positions, paths)
 
-    def mlp_to_logits(self, *, positions: Sequence[Place] | None = None, fast: bool = True) -> Iterator[Effect]:
+    def mlp_to_logits(self, *, positions: Places = None, paths: Paths = PATHS, fast: bool = True) -> Iterator[Effect]:
         if not fast or self._parts is None:
-            return super().mlp_to_logits(positions=positions)
-        return self._fast_to_logits([[mlp] for mlp in mlps(self.model)], "mlp", positions)
+            return super().mlp_to_logits(positions=positions, paths=paths)
+        return self._fast_to_logits([[mlp] for mlp in mlps(self.model)], "mlp", positions, paths)
 
     def to_receiver(
         self, receiver: Component, inputs: Sequence[str] | None = None, *, fast: bool = True
@@ -88,7 +98,11 @@ class HeadPaths(PatchingBatch):
     # To the logits
 
     def _fast_to_logits(
-        self, senders: list[list[Component]], after: str, positions: Sequence[Place] | None
+        self,
+        senders: list[list[Component]],
+        after: str,
+        positions: Places,
+        paths: Paths,
     ) -> Iterator[Effect]:
         """`senders` by layer."""
         for place, at in self.places(positions):
@@ -96,12 +110,19 @@ class HeadPaths(PatchingBatch):
             for layer in range(self.model.n_layers):
                 change = self._change(layer, after, at)
                 at_last.append(change.values[:, :, -1:].clone())  # not a view: of the rest nothing is to be kept
-                for sender, values in zip(senders[layer], self._measured(self._total(layer, change)), strict=True):
-                    yield Effect(sender, None, "total", values, place)
-            *_, last = self._upwards(after, at_last)
-            everyone = [sender for layer in senders for sender in layer]
-            for sender, values in zip(everyone, self._measured(last[:, :, 0]), strict=True):
-                yield Effect(sender, None, "direct", values, place)
+                if "total" in paths:
+                    yield from self._effects(senders[layer], "total", self._total(layer, change), place)
+            if "direct" in paths:
+                *_, last = self._upwards(after, at_last)
+                everyone = [sender for layer in senders for sender in layer]
+                yield from self._effects(everyone, "direct", last[:, :, 0], place)
+
+    def _effects(
+        self, senders: list[Component], path: Path, resid: torch.Tensor, place: str | None
+    ) -> Iterator[Effect]:
+        """Of resid_post [N, S, D] of the last layer at the last position."""
+        for sender, values in zip(senders, self._measured(resid), strict=True):
+            yield Effect(sender, None, path, values, place)
 
     @property
     def _length(self) -> int:

@@ -33,6 +33,9 @@ from universality.errors import StudyError
 from universality.models.language_model import LanguageModel
 from universality.models.taps import Edit
 
+Path = Literal["direct", "total"]
+Paths = Sequence[Path]
+PATHS: Paths = ("total", "direct")
 Donor = Literal["corrupted", "shuffled_clean"]
 SHUFFLED: Donor = "shuffled_clean"
 
@@ -72,6 +75,10 @@ class Place(NamedTuple):
         if len(outside):
             raise StudyError(f"place {self.name!r}: is position {int(outside[0])} in a sequence of {length} tokens")
         return places
+
+
+Places = Sequence[Place] | None
+"""Where senders are patched, one place at a time; None: at all positions together."""
 
 
 class Component(NamedTuple):
@@ -196,28 +203,27 @@ class PatchingBatch:
         """Sites kept of the clean run, besides those of the senders."""
         return ()
 
-    def to_logits(self, *, positions: Sequence[Place] | None = None) -> Iterator[Effect]:
+    def to_logits(self, *, positions: Places = None, paths: Paths = PATHS) -> Iterator[Effect]:
         """Every sender's direct and total path to the logits; by position the senders that have positions."""
-        return self._to_logits([c for c in self.components if positions is None or "@" not in c.site], positions)
+        return self._to_logits([c for c in self.components if positions is None or "@" not in c.site], positions, paths)
 
-    def mlp_to_logits(self, *, positions: Sequence[Place] | None = None) -> Iterator[Effect]:
+    def mlp_to_logits(self, *, positions: Places = None, paths: Sequence[Path] = PATHS) -> Iterator[Effect]:
         """Every MLP's direct and total path to the logits. Raises StudyError if the model has none."""
-        return self._to_logits(mlps(self.model), positions)
+        return self._to_logits(mlps(self.model), positions, paths)
 
-    def outputs_to_logits(self, *, positions: Sequence[Place] | None = None) -> Iterator[Effect]:
+    def outputs_to_logits(self, *, positions: Places = None, paths: Sequence[Path] = PATHS) -> Iterator[Effect]:
         """The direct and total path to the logits of what each part of each block adds to the residual stream."""
-        return self._to_logits(outputs(self.model), positions)
+        return self._to_logits(outputs(self.model), positions, paths)
 
-    def _to_logits(self, components: list[Component], positions: Sequence[Place] | None) -> Iterator[Effect]:
+    def _to_logits(self, components: list[Component], positions: Places, paths: Sequence[Path]) -> Iterator[Effect]:
         for place, at in self.places(positions):
             for sender in components:
-                patch = replace(sender, self.corrupted[sender.site], at)
-                total = self.model.run(self.task.clean, edits={sender.site: patch})
-                yield self._effect(sender, None, "total", total.logits, place)
-                direct = self.model.run(self.task.clean, edits=self._sender_alone(sender, at))
-                yield self._effect(sender, None, "direct", direct.logits, place)
+                edits: dict[str, Edit] = {sender.site: replace(sender, self.corrupted[sender.site], at)}
+                for path in paths:
+                    chosen = edits if path == "total" else self._sender_alone(sender, at)
+                    yield self._effect(sender, None, path, self.model.run(self.task.clean, edits=chosen).logits, place)
 
-    def places(self, positions: Sequence[Place] | None) -> list[tuple[str | None, torch.Tensor | None]]:
+    def places(self, positions: Places) -> list[tuple[str | None, torch.Tensor | None]]:
         """Name and positions [S] of each place; None, None where there is no choice of positions."""
         if positions is None:
             return [(None, None)]
