@@ -35,7 +35,7 @@ from universality.models.block_parts import Before, BlockParts
 from universality.models.language_model import LanguageModel
 
 _TOKENS = 4096
-"""Tokens that are run at once, sequences of one token more weighed too: what is stacked is to stay small."""
+"""Tokens of stacked sequences that are run at once: enough for matrix products, and not more memory than needed."""
 _UNEMBEDDED = 256
 """Rows that are unembedded at once."""
 
@@ -53,29 +53,38 @@ class Change(NamedTuple):
 
 
 class HeadPaths(PatchingBatch):
-    """A PatchingBatch whose paths of heads and MLPs are quick to follow in models of attention and MLPs."""
+    """A PatchingBatch whose paths of heads and MLPs are quick to follow in models of attention and MLPs.
+
+    Effects come in another order than the plain way's. Through receivers, the streams of all senders below are held at
+    once: senders x S x L x D floats.
+    """
 
     def __init__(self, model: LanguageModel, task: Task, corruption: str, donor: Donor = "corrupted"):
-        self._parts = None if model.family.parts is None else BlockParts(model, model.family.parts)
+        self._structured = None if model.family.parts is None else BlockParts(model, model.family.parts)
         super().__init__(model, task, corruption, donor)
         differs = self.put_in != task.clean
         first = torch.where(differs.any(1), differs.int().argmax(1), task.clean.shape[1] - 1)
         self._first = first.to(model.device)
         """The first position at which anything can change."""
 
+    @property
+    def _parts(self) -> BlockParts:
+        assert self._structured is not None
+        return self._structured
+
     def further_sites(self) -> list[str]:
-        if self._parts is None:
+        if self._structured is None:
             return []
         streams = [f"resid_{point}.{layer}" for point in ("pre", "mid", "post") for layer in range(self.model.n_layers)]
         return streams + [f"attn.{layer}.{site}" for site in "qkv" for layer in range(self.model.n_layers)]
 
     def to_logits(self, *, positions: Places = None, paths: Paths = PATHS, fast: bool = True) -> Iterator[Effect]:
-        if not fast or self._parts is None:
+        if not fast or self._structured is None:
             return super().to_logits(positions=positions, paths=paths)
         return self._fast_to_logits(self._heads(), "attn", positions, paths)
 
     def mlp_to_logits(self, *, positions: Places = None, paths: Paths = PATHS, fast: bool = True) -> Iterator[Effect]:
-        if not fast or self._parts is None:
+        if not fast or self._structured is None:
             return super().mlp_to_logits(positions=positions, paths=paths)
         return self._fast_to_logits([[mlp] for mlp in mlps(self.model)], "mlp", positions, paths)
 
@@ -89,7 +98,7 @@ class HeadPaths(PatchingBatch):
     ) -> Iterator[Effect]:
         """`to_receiver` of several, which share what leads to their inputs; in the order of their layers."""
         ordered = sorted(receivers, key=lambda receiver: receiver.layer)
-        if fast and self._parts is not None:
+        if fast and self._structured is not None:
             yield from self._fast_to_receivers(ordered, inputs)
             return
         for receiver in ordered:
@@ -98,11 +107,7 @@ class HeadPaths(PatchingBatch):
     # To the logits
 
     def _fast_to_logits(
-        self,
-        senders: list[list[Component]],
-        after: str,
-        positions: Places,
-        paths: Paths,
+        self, senders: list[list[Component]], after: str, positions: Places, paths: Paths
     ) -> Iterator[Effect]:
         """`senders` by layer."""
         for place, at in self.places(positions):
@@ -134,7 +139,6 @@ class HeadPaths(PatchingBatch):
 
     def _change(self, layer: int, after: str, at: torch.Tensor | None = None) -> Change:
         """Of all heads of a layer, or of its MLP, at all positions or at one [S]."""
-        assert self._parts is not None
         site = f"attn.{layer}.z" if after == "attn" else f"mlp.{layer}.out"
         difference = self.corrupted[site] - self.clean[site]
         first = self._first
@@ -149,7 +153,6 @@ class HeadPaths(PatchingBatch):
         """The residual stream on direct paths [N, S, L', D], where N are the senders of the layers below: resid_pre of
         every layer that has a change [n, S, L', D], of the last L' positions, then resid_post of the last of them.
         """
-        assert self._parts is not None
         stream = None
         for layer, values in enumerate(changes):
             places = slice(self._length - values.shape[2], None)
@@ -182,7 +185,6 @@ class HeadPaths(PatchingBatch):
 
     def _onwards(self, layer: int, after: str, values: torch.Tensor, rows: torch.Tensor, start: int) -> torch.Tensor:
         """[n, s, D] for changes [n, s, L - start, D] of the sequences `rows` [s]."""
-        assert self._parts is not None
         n, s = values.shape[:2]
         if after == "mlp" or self._parts.parallel(layer):
             stream = self.clean[f"resid_post.{layer}"][rows, start:] + values
@@ -198,7 +200,7 @@ class HeadPaths(PatchingBatch):
             stream = mid + self._parts.mlp(above, stream, mid)
         return stream[:, -1].unflatten(0, (n, s))
 
-    def _before(self, layer: int, rows: torch.Tensor, start: int, copies: int) -> Before:
+    def _before(self, layer: int, rows: torch.Tensor | slice, start: int, copies: int) -> Before:
         k, v = (self.clean[f"attn.{layer}.{site}"][rows, :start].repeat(copies, 1, 1, 1) for site in "kv")
         return Before(k, v)
 
@@ -216,34 +218,40 @@ class HeadPaths(PatchingBatch):
             return
         of_layer = {layer: list(group) for layer, group in groupby(ordered, key=lambda receiver: receiver.layer)}
         start = int(self._first.min())
-        rows = torch.arange(len(self._first), device=self._first.device)
         changes = (self._change(layer, "attn").values[:, :, start:] for layer in range(max(of_layer)))
         for layer, stream in enumerate(self._upwards("attn", changes)):
-            if layer not in of_layer or not len(stream):
-                continue
-            everyone = [head for heads in self._heads()[:layer] for head in heads]
+            below = [head for heads in self._heads()[:layer] for head in heads]
             size = max(1, _TOKENS // (stream.shape[1] * stream.shape[2]))
-            for number, part in enumerate(stream.split(size)):
-                some = everyone[number * size : (number + 1) * size]
-                read = self._read(layer, part, rows, start)
+            for first in range(0, len(below) if layer in of_layer else 0, size):
+                part = slice(first, first + size)
+                read = self._read(layer, stream[part], start)
                 for receiver in of_layer[layer]:
-                    for name, entries in self.input_choices(receiver, inputs).items():
-                        sites = {entry.site.split(".")[-1] for entry in entries}
-                        change = self._through(receiver, {site: read[site] for site in sites}, len(part), start)
-                        for sender, values in zip(some, self._measured(self._total(layer, change)), strict=True):
-                            yield Effect(sender, receiver, "direct", values, None, name)
+                    yield from self._through(receiver, read, below[part], start, inputs)
 
-    def _read(self, layer: int, stream: torch.Tensor, rows: torch.Tensor, start: int) -> dict[str, torch.Tensor]:
+    def _through(
+        self,
+        receiver: Component,
+        read: dict[str, torch.Tensor],
+        senders: list[Component],
+        start: int,
+        inputs: Sequence[str] | None,
+    ) -> Iterator[Effect]:
+        for name, entries in self.input_choices(receiver, inputs).items():
+            sites = {entry.site.split(".")[-1] for entry in entries}
+            change = self._received(receiver, {site: read[site] for site in sites}, len(senders), start)
+            found = self._measured(self._total(receiver.layer, change))
+            for sender, values in zip(senders, found, strict=True):
+                yield Effect(sender, receiver, "direct", values, None, name)
+
+    def _read(self, layer: int, stream: torch.Tensor, start: int) -> dict[str, torch.Tensor]:
         """q [n, S, L - start, H, d], k and v [n, S, L, H_kv, d] of a layer that reads a stream [n, S, L - start, D]."""
-        assert self._parts is not None
         sites = [f"attn.{layer}.{site}" for site in "qkv"]
-        before = self._before(layer, rows, start, len(stream))
+        before = self._before(layer, slice(None), start, len(stream))
         _, read = self._parts.attend(layer, stream.flatten(0, 1), before, capture=sites)
         return {site[-1]: value.unflatten(0, stream.shape[:2]) for site, value in read.items()}
 
-    def _through(self, receiver: Component, read: dict[str, torch.Tensor], n: int, start: int) -> Change:
+    def _received(self, receiver: Component, read: dict[str, torch.Tensor], n: int, start: int) -> Change:
         """What `n` senders change by what a head reads, and all that share its keys and values if these are read."""
-        assert self._parts is not None
         assert receiver.head is not None
         layer = receiver.layer
         if layer == self.model.n_layers - 1:  # of the last layer only the last position is looked at
