@@ -30,7 +30,7 @@ def induction_table(model_folder: Path, tokens_folder: Path, settings: CircuitsS
     effects = _over_batches(model, task, settings, PatchingBatch.to_logits, "paths to the logits")
     receiver = _strongest_receiver(effects)
     effects |= _over_batches(
-        model, task, settings, lambda batch: batch.to_receiver(receiver), f"paths to {receiver.name}"
+        model, task, settings, lambda batch: batch.to_receiver(receiver, ()), f"paths to {receiver.name}"
     )
     columns = ("corruption", "sender", "layer", "head", "receiver", "path")
     _write(effects, columns, model_folder.name, settings, out)
@@ -73,7 +73,7 @@ def _over_batches(
         with torch.inference_mode():
             patching = PatchingBatch(model, batch, corruption)
             effects[corruption, None, None, None, None, "clean"].append(patching.clean_metrics)
-            for sender, receiver, path, values in paths(patching):
+            for sender, receiver, path, values, *_ in paths(patching):
                 name = "logits" if receiver is None else receiver.name
                 effects[corruption, sender.name, sender.layer, sender.head, name, path].append(values)
     return effects

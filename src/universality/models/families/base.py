@@ -11,6 +11,23 @@ from universality.models.settings import TrainedModel
 from universality.models.taps import Shape, Taps
 
 
+class Parts(NamedTuple):
+    """What a block of attention and an MLP is made of. Every part takes the block first."""
+
+    attention: Callable[[nn.Module], nn.Module]
+    """transformers' attention module, which has a `scaling`."""
+    W_O: Callable[[nn.Module], torch.Tensor]
+    """The output projection [H * d_head, D]."""
+    attend: Callable[[nn.Module, torch.Tensor, dict[str, Any]], torch.Tensor]
+    """(block, resid_pre [B, L, D], the attention module's further arguments) -> attn.L.out."""
+    mlp: Callable[[nn.Module, torch.Tensor], torch.Tensor]
+    """(block, resid_pre if the block is parallel, else resid_mid) -> mlp.L.out."""
+    parallel: Callable[[nn.Module], bool] = lambda block: False
+    """Do attention and MLP read the same stream?"""
+    past: str = "past_key_values"
+    """The attention module's name for its cache."""
+
+
 class Family(NamedTuple):
     """One architecture as transformers has it."""
 
@@ -43,6 +60,10 @@ class Family(NamedTuple):
 
     float32_products: tuple[str, ...] = ()
     """Linear layers that are not multiplied in bfloat16."""
+    logit_scale: Callable[[PretrainedConfig], float] = lambda config: 1.0
+    """What logits are multiplied by after the unembedding."""
+    parts: Parts | None = None
+    """For families whose blocks are attention and an MLP: how to run these apart."""
     recurrence: Callable[[nn.Module, int, dict[str, torch.Tensor]], Any] | None = None
     """(block, layer, captured sites) -> the state-space recurrence of a run, for families that have one."""
 

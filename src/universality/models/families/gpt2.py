@@ -6,7 +6,7 @@ Inner sites as GPT-NeoX's. `embed` is the token embedding; resid_pre.0 has the p
 from transformers import GPT2Config
 
 from universality.models.attention import attach_attention, attention_sites, use_tapped_attention
-from universality.models.families.base import Family
+from universality.models.families.base import Family, Parts
 from universality.models.settings import TrainedModel
 
 
@@ -32,9 +32,16 @@ def _attach(block, layer, taps):
 
 def _forward(block, hidden, taps, layer, arguments):
     attention = {key: arguments.get(key) for key in ("attention_mask", "position_ids")}
-    attended = block.attn(block.ln_1(hidden), **attention)[0]
-    mid = taps(f"resid_mid.{layer}", hidden + taps(f"attn.{layer}.out", attended))
-    return mid + taps(f"mlp.{layer}.out", block.mlp(block.ln_2(mid)))
+    mid = taps(f"resid_mid.{layer}", hidden + taps(f"attn.{layer}.out", _attend(block, hidden, attention)))
+    return mid + taps(f"mlp.{layer}.out", _mlp(block, mid))
+
+
+def _attend(block, hidden, arguments):
+    return block.attn(block.ln_1(hidden), **arguments)[0]
+
+
+def _mlp(block, x):
+    return block.mlp(block.ln_2(x))
 
 
 def _sites(config, layer):
@@ -55,5 +62,8 @@ GPT2 = Family(
     attach=_attach,
     sites=_sites,
     mixers=("attn.z",),
+    parts=Parts(
+        attention=lambda block: block.attn, W_O=lambda block: block.attn.c_proj.weight, attend=_attend, mlp=_mlp
+    ),
     max_positions=lambda config: config.n_positions,
 )

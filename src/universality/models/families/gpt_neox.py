@@ -10,7 +10,7 @@ resid_mid is the stream with attention's part added. In a parallel block the MLP
 from transformers import GPTNeoXConfig
 
 from universality.models.attention import attach_attention, attention_sites, use_tapped_attention
-from universality.models.families.base import Family
+from universality.models.families.base import Family, Parts
 from universality.models.settings import TrainedModel
 
 
@@ -35,11 +35,17 @@ def _attach(block, layer, taps):
 
 
 def _forward(block, hidden, taps, layer, arguments):
-    attended = block.attention(block.input_layernorm(hidden), **arguments)[0]
-    mid = taps(f"resid_mid.{layer}", hidden + taps(f"attn.{layer}.out", block.post_attention_dropout(attended)))
-    mlp_input = hidden if block.use_parallel_residual else mid
-    written = block.post_mlp_dropout(block.mlp(block.post_attention_layernorm(mlp_input)))
+    mid = taps(f"resid_mid.{layer}", hidden + taps(f"attn.{layer}.out", _attend(block, hidden, arguments)))
+    written = _mlp(block, hidden if block.use_parallel_residual else mid)
     return mid + taps(f"mlp.{layer}.out", written)
+
+
+def _attend(block, hidden, arguments):
+    return block.post_attention_dropout(block.attention(block.input_layernorm(hidden), **arguments)[0])
+
+
+def _mlp(block, x):
+    return block.post_mlp_dropout(block.mlp(block.post_attention_layernorm(x)))
 
 
 def _sites(config, layer):
@@ -62,4 +68,12 @@ GPT_NEOX = Family(
     attach=_attach,
     sites=_sites,
     mixers=("attn.z",),
+    parts=Parts(
+        attention=lambda block: block.attention,
+        W_O=lambda block: block.attention.dense.weight.T,
+        attend=_attend,
+        mlp=_mlp,
+        parallel=lambda block: block.use_parallel_residual,
+        past="layer_past",
+    ),
 )

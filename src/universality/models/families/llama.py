@@ -6,7 +6,7 @@ Inner sites as GPT-NeoX's; mlp.L.post [d_mlp] is act(gate) * up, what the down p
 from transformers import LlamaConfig
 
 from universality.models.attention import attach_attention, attention_sites, use_tapped_attention
-from universality.models.families.base import Family
+from universality.models.families.base import Family, Parts
 from universality.models.settings import TrainedModel
 
 
@@ -33,9 +33,16 @@ def _attach(block, layer, taps):
 
 
 def _forward(block, hidden, taps, layer, arguments):
-    attended = block.self_attn(block.input_layernorm(hidden), **arguments)[0]
-    mid = taps(f"resid_mid.{layer}", hidden + taps(f"attn.{layer}.out", attended))
-    return mid + taps(f"mlp.{layer}.out", block.mlp(block.post_attention_layernorm(mid)))
+    mid = taps(f"resid_mid.{layer}", hidden + taps(f"attn.{layer}.out", _attend(block, hidden, arguments)))
+    return mid + taps(f"mlp.{layer}.out", _mlp(block, mid))
+
+
+def _attend(block, hidden, arguments):
+    return block.self_attn(block.input_layernorm(hidden), **arguments)[0]
+
+
+def _mlp(block, x):
+    return block.mlp(block.post_attention_layernorm(x))
 
 
 def _sites(config, layer):
@@ -58,4 +65,10 @@ LLAMA = Family(
     attach=_attach,
     sites=_sites,
     mixers=("attn.z",),
+    parts=Parts(
+        attention=lambda block: block.self_attn,
+        W_O=lambda block: block.self_attn.o_proj.weight.T,
+        attend=_attend,
+        mlp=_mlp,
+    ),
 )
