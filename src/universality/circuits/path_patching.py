@@ -100,6 +100,12 @@ class Effect(NamedTuple):
     receiver: Component | None
     path: str
     values: torch.Tensor
+    offset: int | None = None
+    """Where one position of the sender is exchanged, counted from a place of the task;"""
+    tap: int | None = None
+    """of a convolution, which tap;"""
+    channel: int | None = None
+    """of a state, which channel or head."""
 
 
 class PatchingBatch:

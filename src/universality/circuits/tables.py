@@ -73,7 +73,7 @@ def _over_batches(
         with torch.inference_mode():
             patching = PatchingBatch(model, batch, corruption)
             effects[corruption, None, None, None, None, "clean"].append(patching.clean_metrics)
-            for sender, receiver, path, values in paths(patching):
+            for sender, receiver, path, values, *_ in paths(patching):
                 name = "logits" if receiver is None else receiver.name
                 effects[corruption, sender.name, sender.layer, sender.head, name, path].append(values)
     return effects

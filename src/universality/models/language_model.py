@@ -160,6 +160,11 @@ class LanguageModel:
             raise StudyError(f"site {site!r}: edits and single positions need padding on the right, not on the left")
         return first
 
+    def unembed(self, resid: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of the residual stream after the last block [..., D], at whatever positions are given."""
+        normed = self._stack.get_submodule(self.family.final_norm)(resid)
+        return self.hf.get_output_embeddings()(normed).float() * self.family.logit_scale(self.hf.config)
+
     def token_losses(
         self, tokens: torch.Tensor, edits: Mapping[str, Edit] | None = None, mask: torch.Tensor | None = None
     ) -> torch.Tensor:

@@ -43,6 +43,8 @@ class Family(NamedTuple):
 
     float32_products: tuple[str, ...] = ()
     """Linear layers that are not multiplied in bfloat16."""
+    logit_scale: Callable[[PretrainedConfig], float] = lambda config: 1.0
+    """What logits are multiplied by after the unembedding."""
     recurrence: Callable[[nn.Module, int, dict[str, torch.Tensor]], Any] | None = None
     """(block, layer, captured sites) -> the state-space recurrence of a run, for families that have one."""
 

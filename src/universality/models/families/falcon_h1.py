@@ -92,5 +92,6 @@ FALCON_H1 = Family(
     sites=_sites,
     mixers=("attn.z", "mamba.out"),
     output=lambda hidden: (hidden,),
+    logit_scale=lambda config: config.lm_head_multiplier,
     recurrence=lambda block, layer, captured: head_recurrence(block.mamba, layer, captured),
 )
