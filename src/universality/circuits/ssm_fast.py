@@ -9,7 +9,7 @@ delta, B and C exchanged before the last position change what later positions pu
 the last state; their total effects run on, at all positions, from the layer that is patched.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 
@@ -21,12 +21,13 @@ from universality.circuits.path_patching import Component, Effect
 from universality.circuits.ssm_paths import (
     AT_LAST,
     KINDS,
+    PATHS,
     WRITING,
     PlainSsmPatching,
     SsmPaths,
     Through,
     Where,
-    check_kinds,
+    checked,
     exchanged,
 )
 from universality.circuits.tasks.base import Task
@@ -57,20 +58,24 @@ class SsmPatching(SsmPaths):
         self.corrupted = LastPositions(model, self.corrupted_tokens)
         self.clean_metrics = measure(model.unembed(self.clean.final), task)
 
-    def to_logits(self, kinds: Iterable[str] = KINDS, where: Where = "all") -> Iterator[Effect]:
-        for kind in check_kinds(kinds):
+    def to_logits(
+        self, kinds: Iterable[str] = KINDS, where: Where = "all", paths: Collection[str] = PATHS
+    ) -> Iterator[Effect]:
+        paths = checked(paths, PATHS, "path")
+        for kind in checked(kinds, KINDS, "sender"):
             at_last = kind in AT_LAST or where == "last" or self.mask(where)[:, :-1].sum() == 0
             at_end = [self._finished(n, *self._last_output(kind, where, n, at_last)) for n in self.layers]
-            changes = [end - self._finished(n, self.clean.y[n]) for n, end in enumerate(at_end)]
-            direct = self._effects(self.clean.final + torch.cat(changes))
-            if at_last:
-                total = self._tail(at_end)
-            else:
-                total = self._effects(torch.stack([self._resumed(kind, where, n) for n in self.layers]))
+            found = {}
+            if "direct" in paths:
+                changes = [end - self._finished(n, self.clean.y[n]) for n, end in enumerate(at_end)]
+                found["direct"] = self._effects(self.clean.final + torch.cat(changes))
+            if "total" in paths and at_last:
+                found["total"] = self._tail(at_end)
+            elif "total" in paths:
+                found["total"] = self._effects(torch.stack([self._resumed(kind, where, n) for n in self.layers]))
             for layer in self.layers:
-                sender = Component(f"mamba.{layer}.{kind}")
-                yield Effect(sender, None, "direct", direct[layer])
-                yield Effect(sender, None, "total", total[layer])
+                for path in paths:
+                    yield Effect(Component(f"mamba.{layer}.{kind}"), None, path, found[path][layer])
 
     def conv_taps(self, offsets: Iterable[int], through: Through = "u") -> Iterator[Effect]:
         offsets = list(offsets)

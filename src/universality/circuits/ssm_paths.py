@@ -17,7 +17,7 @@ the cost.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Literal
 
@@ -34,6 +34,7 @@ from universality.models.taps import Edit
 AT_LAST = ("state@-1", "y", "gate", "skip")
 ANYWHERE = ("delta", "B", "C")
 KINDS = AT_LAST + ANYWHERE
+PATHS = ("direct", "total")
 Where = Literal["all", "last"] | int
 """Positions at which delta, B, C are exchanged; an integer is an offset from the place."""
 Through = Literal["u", "all"]
@@ -58,8 +59,10 @@ class SsmPaths(ABC):
         self.corrupted_tokens = task.corrupted[corruption]
 
     @abstractmethod
-    def to_logits(self, kinds: Iterable[str] = KINDS, where: Where = "all") -> Iterator[Effect]:
-        """Direct and total effect of each kind of sender of every layer; `where` is about delta, B and C."""
+    def to_logits(
+        self, kinds: Iterable[str] = KINDS, where: Where = "all", paths: Collection[str] = PATHS
+    ) -> Iterator[Effect]:
+        """Effect of each kind of sender of every layer, by each of `paths`; `where` is about delta, B and C."""
 
     @abstractmethod
     def conv_taps(self, offsets: Iterable[int], through: Through = "u") -> Iterator[Effect]:
@@ -74,9 +77,9 @@ class SsmPaths(ABC):
     def write_channels(self, layer: int, offset: int) -> Iterator[Effect]:
         """Total effect of the write at one offset, of each channel (Mamba) or head (Mamba-2) of a layer alone."""
 
-    def state_to_logits(self) -> Iterator[Effect]:
-        """Direct and total effect of the state that the last position reads."""
-        return self.to_logits(("state@-1",))
+    def state_to_logits(self, paths: Collection[str] = PATHS) -> Iterator[Effect]:
+        """Effect of the state that the last position reads, of every layer."""
+        return self.to_logits(("state@-1",), paths=paths)
 
     def positions(self, offset: int) -> torch.Tensor:
         """Of each sequence [S]. Raises StudyError for one outside the sequence."""
@@ -97,12 +100,13 @@ class SsmPaths(ABC):
         return torch.arange(self.length, device=self.model.device) == at[:, None]
 
 
-def check_kinds(kinds: Iterable[str]) -> list[str]:
-    kinds = list(kinds)
-    for kind in kinds:
-        if kind not in KINDS:
-            raise StudyError(f"sender {kind!r}: no such kind; allowed: {', '.join(KINDS)}")
-    return kinds
+def checked(names: Iterable[str], known: tuple[str, ...], what: str) -> list[str]:
+    """Raises StudyError for a name that is not known."""
+    names = list(names)
+    for name in names:
+        if name not in known:
+            raise StudyError(f"{what} {name!r}: no such {what}; allowed: {', '.join(known)}")
+    return names
 
 
 def exchanged(mask: torch.Tensor, corrupted: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
@@ -122,16 +126,19 @@ class PlainSsmPatching(SsmPaths):
         self.clean_metrics = measure(clean.logits[:, -1], task)
         self.corrupted = model.run(self.corrupted_tokens, capture=inner).captured
 
-    def to_logits(self, kinds: Iterable[str] = KINDS, where: Where = "all") -> Iterator[Effect]:
-        for kind in check_kinds(kinds):
+    def to_logits(
+        self, kinds: Iterable[str] = KINDS, where: Where = "all", paths: Collection[str] = PATHS
+    ) -> Iterator[Effect]:
+        for kind in checked(kinds, KINDS, "sender"):
             mask = self.mask("last" if kind in AT_LAST else where)
             for layer in self.layers:
                 sender = Component(f"mamba.{layer}.{kind}")
                 clean, corrupted = self.clean[sender.site], self.corrupted[sender.site]
                 value = corrupted if kind == "state@-1" else exchanged(mask, corrupted, clean)
                 alone = {sender.site: replace(sender, value)}
-                yield Effect(sender, None, "direct", self._effect(self._frozen(layer) | alone))
-                yield Effect(sender, None, "total", self._effect(alone))
+                for path in checked(paths, PATHS, "path"):
+                    frozen = self._frozen(layer) if path == "direct" else {}
+                    yield Effect(sender, None, path, self._effect(frozen | alone))
 
     def conv_taps(self, offsets: Iterable[int], through: Through = "u") -> Iterator[Effect]:
         rows = torch.arange(len(self.task.clean))

@@ -38,6 +38,7 @@ class SingleStep(ABC):
         self.block = model.blocks[layer]
         self.mixer: nn.Module = self.block.mixer  # type: ignore[assignment]
         self.weight, self.bias = self.mixer.conv1d.weight[:, 0], conv_bias(self.mixer.conv1d)  # [C, K], [C]
+        self.A = -torch.exp(self.mixer.A_log.float())
         self._family = model.family
 
     def recurrence(self, u, delta, B, C) -> Recurrence:
@@ -108,7 +109,7 @@ class SelectiveStep(SingleStep):
 
     def output(self, inputs, before):
         u, delta, B, C, _ = inputs
-        return selective_step(u, delta, -torch.exp(self.mixer.A_log), B, C, self.mixer.D, before)
+        return selective_step(u, delta, self.A, B, C, self.mixer.D, before)
 
     def finish(self, hidden, y, gate):
         return hidden + project(self.mixer.out_proj, y * gate).to(hidden.dtype)
@@ -135,7 +136,7 @@ class HeadStep(SingleStep):
     def output(self, inputs, before):
         u, delta, B, C, _ = inputs
         per_group = u.shape[2] // C.shape[2]
-        kept = torch.exp(delta * -torch.exp(self.mixer.A_log.float()))[..., None]
+        kept = torch.exp(delta * self.A)[..., None]
         from_before = torch.einsum("shdn,pshn->pshd", before, C.repeat_interleave(per_group, 2))
         overlap = (B * C).sum(-1).repeat_interleave(per_group, 2)
         return kept * from_before + (delta * overlap)[..., None] * u + self.skip(u)

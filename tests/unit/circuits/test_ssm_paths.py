@@ -29,6 +29,7 @@ def task():
 
 CALLS = {
     "to logits": lambda paths: paths.to_logits(),
+    "state": lambda paths: paths.state_to_logits(["total"]),
     "one position": lambda paths: paths.to_logits(ANYWHERE, where=1),
     "last position": lambda paths: paths.to_logits(ANYWHERE, where="last"),
     "taps, u": lambda paths: paths.conv_taps(OFFSETS),
@@ -163,7 +164,9 @@ def test_bad_input_is_one_line(task):
     with pytest.raises(StudyError, match="falcon_h1: has no single steps"):
         SsmPatching(tiny_model("falcon_h1"), task, "replace_B")
     paths = ssm_patching(model, task, "replace_B")
-    with pytest.raises(StudyError, match="sender 'conv': no such kind; allowed: state@-1, y"):
+    with pytest.raises(StudyError, match="sender 'conv': no such sender; allowed: state@-1, y"):
         list(paths.to_logits(["conv"]))
+    with pytest.raises(StudyError, match="path 'all': no such path; allowed: direct, total"):
+        list(paths.state_to_logits(["all"]))
     with pytest.raises(StudyError, match=r"offset 14 from B: \d+ is no position of 16 tokens"):
         list(paths.writes([14]))
