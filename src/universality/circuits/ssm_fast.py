@@ -22,6 +22,7 @@ from universality.circuits.ssm_paths import (
     AT_LAST,
     KINDS,
     PATHS,
+    THROUGH,
     WRITING,
     PlainSsmPatching,
     SsmPaths,
@@ -79,6 +80,7 @@ class SsmPatching(SsmPaths):
 
     def conv_taps(self, offsets: Iterable[int], through: Through = "u") -> Iterator[Effect]:
         offsets = list(offsets)
+        checked([through], THROUGH, "through")
         found = iter(self._tail([self._by_taps(layer, offsets, through) for layer in self.layers]))
         n_taps = self.clean.steps[0].weight.shape[1]
         for layer in self.layers:
@@ -164,8 +166,8 @@ class SsmPatching(SsmPaths):
         return torch.cat(found)
 
     def _by_taps(self, layer: int, offsets: list[int], through: Through) -> torch.Tensor:
-        """The last position's stream after a layer, if one tap each adds to the position at each offset what it adds in
-        the corrupted run: [offsets * K, S, D]."""
+        """The last position's stream after a layer, if one tap alone adds to the position at one offset what it adds
+        in the corrupted run: [offsets * K, S, D]."""
         clean = self._recurrence(layer, self._whole[0])
         places = torch.stack([self.positions(offset) for offset in offsets], 1)
         decays = clean.decay_at(places)
@@ -187,9 +189,9 @@ class SsmPatching(SsmPaths):
         change = decay * (replace(one, **values).write() - one.write())
         if "delta" in values:  # the position also lets through more or less of what was written before it
             earlier = torch.arange(self.length, device=at.device) < at[:, None]
-            written_earlier = replace(clean, u=exchanged(earlier, clean.u, torch.zeros_like(clean.u)))
-            remains = written_earlier.scan(0, self.length, None)[1][:, None]
-            change = change + (clean.shrink(values["delta"] - one.delta) - 1) * remains
+            until = replace(clean, delta=exchanged(earlier, clean.delta, torch.zeros_like(clean.delta)))
+            state = until.scan(0, self.length, None)[1][:, None]  # steps of 0 leave it as it was before the position
+            change = change + decay * (clean.shrink(values["delta"]) - clean.shrink(one.delta)) * state
         return change
 
     def _taps_at(self, layer: int, run: dict[str, torch.Tensor], at: torch.Tensor) -> torch.Tensor:

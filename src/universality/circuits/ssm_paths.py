@@ -38,6 +38,7 @@ PATHS = ("direct", "total")
 Where = Literal["all", "last"] | int
 """Positions at which delta, B, C are exchanged; an integer is an offset from the place."""
 Through = Literal["u", "all"]
+THROUGH = ("u", "all")
 """What a convolution's tap changes of a write: u alone; or all that follows from it: for Mamba delta and B too, with
 delta how much of the state before is kept; for Mamba-2, whose convolution passes u, B and C side by side, B too."""
 WRITING = ("ssm_in", "delta", "B", "C")
@@ -142,6 +143,7 @@ class PlainSsmPatching(SsmPaths):
 
     def conv_taps(self, offsets: Iterable[int], through: Through = "u") -> Iterator[Effect]:
         rows = torch.arange(len(self.task.clean))
+        checked([through], THROUGH, "through")
         for layer in self.layers:
             name = f"mamba.{layer}"
             sender, receiver = Component(f"{name}.conv_taps"), Component(f"{name}.state@-1")

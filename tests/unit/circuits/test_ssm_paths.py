@@ -63,6 +63,19 @@ def test_the_quick_form_is_the_plain_one(family, task, call):
     assert min(seen.values()) > 3e-4, seen  # every kind of every layer moves something
 
 
+def test_steps_that_let_nothing_through_are_exchanged_too(task):
+    model = tiny_model("mamba")
+    for block in model.blocks:
+        block.mixer.x_proj.weight[: block.mixer.time_step_rank] *= 30
+        block.mixer.A_log += 4  # what one step leaves of a state is no float32 for some channels, all for others
+    task = elsewhere(task)
+    plain, quick = (kind(model, task, "other") for kind in (PlainSsmPatching, SsmPatching))
+    values = model.run(task.clean, capture=["mamba.1.delta"]).captured["mamba.1.delta"]
+    assert (values.max() - values.min()) * 4 * torch.e**4 > 90
+    for ours, theirs in zip(*(paths.conv_taps([0, 3], "all") for paths in (quick, plain)), strict=True):
+        torch.testing.assert_close(ours.values, theirs.values, **CLOSE)
+
+
 def test_many_rows_at_once_are_the_same_rows(family, task, monkeypatch):
     _, whole = both_forms(family, task)
     expected = [*whole.writes(OFFSETS), *whole.write_channels(0, 1)]
@@ -166,6 +179,8 @@ def test_bad_input_is_one_line(task):
     paths = ssm_patching(model, task, "replace_B")
     with pytest.raises(StudyError, match="sender 'conv': no such sender; allowed: state@-1, y"):
         list(paths.to_logits(["conv"]))
+    with pytest.raises(StudyError, match="through 'B': no such through; allowed: u, all"):
+        list(paths.conv_taps([0], "B"))
     with pytest.raises(StudyError, match="path 'all': no such path; allowed: direct, total"):
         list(paths.state_to_logits(["all"]))
     with pytest.raises(StudyError, match=r"offset 14 from B: \d+ is no position of 16 tokens"):
