@@ -9,7 +9,7 @@ delta, B and C exchanged before the last position change what later positions pu
 the last state; their total effects run on, at all positions, from the layer that is patched.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -78,8 +78,7 @@ class SsmPatching(SsmPaths):
                 for path in paths:
                     yield Effect(Component(f"mamba.{layer}.{kind}"), None, path, found[path][layer])
 
-    def conv_taps(self, offsets: Iterable[int], through: Through = "u") -> Iterator[Effect]:
-        offsets = list(offsets)
+    def conv_taps(self, offsets: Sequence[int], through: Through = "u") -> Iterator[Effect]:
         checked([through], THROUGH, "through")
         found = iter(self._tail([self._by_taps(layer, offsets, through) for layer in self.layers]))
         n_taps = self.clean.steps[0].weight.shape[1]
@@ -89,8 +88,7 @@ class SsmPatching(SsmPaths):
                 for tap in range(n_taps):
                     yield Effect(sender, receiver, "total", next(found), offset, tap)
 
-    def writes(self, offsets: Iterable[int]) -> Iterator[Effect]:
-        offsets = list(offsets)
+    def writes(self, offsets: Sequence[int]) -> Iterator[Effect]:
         patched = [self._with_state_changed(layer, self.change_of_writes(layer, offsets)) for layer in self.layers]
         found = iter(self._tail(patched))
         for layer in self.layers:
@@ -109,7 +107,7 @@ class SsmPatching(SsmPaths):
             for channel, values in zip(part.tolist(), self._tail(patched), strict=True):
                 yield Effect(Component(f"mamba.{layer}.writes@-1"), None, "total", values, offset, channel=channel)
 
-    def change_of_writes(self, layer: int, offsets: list[int]) -> torch.Tensor:
+    def change_of_writes(self, layer: int, offsets: Sequence[int]) -> torch.Tensor:
         """Of the last state, if the position at each offset writes what it writes in the corrupted run:
         [offsets, S, *state]."""
         places = torch.stack([self.positions(offset) for offset in offsets], 1)
@@ -165,7 +163,7 @@ class SsmPatching(SsmPaths):
             found.append(metrics.unflatten(0, part.shape[:2]) - self.clean_metrics)
         return torch.cat(found)
 
-    def _by_taps(self, layer: int, offsets: list[int], through: Through) -> torch.Tensor:
+    def _by_taps(self, layer: int, offsets: Sequence[int], through: Through) -> torch.Tensor:
         """The last position's stream after a layer, if one tap alone adds to the position at one offset what it adds
         in the corrupted run: [offsets * K, S, D]."""
         clean = self._recurrence(layer, self._whole[0])

@@ -17,7 +17,7 @@ the cost.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -66,12 +66,12 @@ class SsmPaths(ABC):
         """Effect of each kind of sender of every layer, by each of `paths`; `where` is about delta, B and C."""
 
     @abstractmethod
-    def conv_taps(self, offsets: Iterable[int], through: Through = "u") -> Iterator[Effect]:
+    def conv_taps(self, offsets: Sequence[int], through: Through = "u") -> Iterator[Effect]:
         """Total effect, through the last state, of each tap at each offset of every layer. Tap k of K at position p
         reads position p - (K - 1) + k."""
 
     @abstractmethod
-    def writes(self, offsets: Iterable[int]) -> Iterator[Effect]:
+    def writes(self, offsets: Sequence[int]) -> Iterator[Effect]:
         """Total effect of the write at each offset of every layer."""
 
     @abstractmethod
@@ -121,7 +121,7 @@ class PlainSsmPatching(SsmPaths):
     def __init__(self, model: LanguageModel, task: Task, corruption: str, place: str = "B"):
         super().__init__(model, task, corruption, place)
         self.frozen_sites = mixing_sites(model)
-        inner = [f"mamba.{layer}.{kind}" for layer in self.layers for kind in (*KINDS, "ssm_in", "conv_taps")]
+        inner = [f"mamba.{layer}.{kind}" for layer in self.layers for kind in (*KINDS, "ssm_in")]
         clean = model.run(task.clean, capture={*inner, *self.frozen_sites})
         self.clean = clean.captured
         self.clean_metrics = measure(clean.logits[:, -1], task)
@@ -141,24 +141,28 @@ class PlainSsmPatching(SsmPaths):
                     frozen = self._frozen(layer) if path == "direct" else {}
                     yield Effect(sender, None, path, self._effect(frozen | alone))
 
-    def conv_taps(self, offsets: Iterable[int], through: Through = "u") -> Iterator[Effect]:
+    def conv_taps(self, offsets: Sequence[int], through: Through = "u") -> Iterator[Effect]:
         rows = torch.arange(len(self.task.clean))
         checked([through], THROUGH, "through")
         for layer in self.layers:
             name = f"mamba.{layer}"
             sender, receiver = Component(f"{name}.conv_taps"), Component(f"{name}.state@-1")
             held = self._held(f"{name}.{kind}" for kind in ANYWHERE)
+            clean, corrupted = (
+                self.model.run(tokens, capture=[sender.site], logits=False).captured[sender.site]
+                for tokens in (self.task.clean, self.corrupted_tokens)
+            )
             for offset in offsets:
                 at = self.positions(offset)
-                for tap in range(self.clean[sender.site].shape[2]):
-                    taps = self.clean[sender.site].clone()
-                    taps[rows, at, tap] = self.corrupted[sender.site][rows, at, tap]
+                for tap in range(clean.shape[2]):
+                    taps = clean.clone()
+                    taps[rows, at, tap] = corrupted[rows, at, tap]
                     edits = {sender.site: replace(sender, taps)} | (held if through == "u" else {})
                     state = self.model.run(self.task.clean, capture=[receiver.site], edits=edits, logits=False)
                     values = self._effect({receiver.site: replace(receiver, state.captured[receiver.site])})
                     yield Effect(sender, receiver, "total", values, offset, tap)
 
-    def writes(self, offsets: Iterable[int]) -> Iterator[Effect]:
+    def writes(self, offsets: Sequence[int]) -> Iterator[Effect]:
         for layer in self.layers:
             change = self._change_of_writes(layer)
             for offset in offsets:
