@@ -148,6 +148,16 @@ def test_without_logits_the_stream_is_the_same(family):
     )
 
 
+def test_the_unembedding_of_chosen_positions_is_the_runs(family):
+    model = tiny_model(family)
+    if family == "falcon_h1":
+        model.hf.model.lm_head_multiplier = model.hf.config.lm_head_multiplier = 0.5
+    run = model.run(tokens(), capture=["resid_post.1"])
+    for rows, at in ((slice(None), -1), (torch.tensor([0, 2]), torch.tensor([3, LENGTH - 1]))):
+        logits = model.unembed(run.captured["resid_post.1"][rows, at])
+        torch.testing.assert_close(logits, run.logits[rows, at], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_changes_nothing(family, side):
     model = tiny_model(family)

@@ -180,6 +180,12 @@ class Effect(NamedTuple):
     """Where the sender was patched, None: everywhere."""
     input: str | None = None
     """By which of the receiver's inputs, None: all of them."""
+    offset: int | None = None
+    """Where one position of the sender is exchanged, counted from a place of the task;"""
+    tap: int | None = None
+    """of a convolution, which tap;"""
+    channel: int | None = None
+    """of a state, which channel or head."""
 
 
 class PatchingBatch:

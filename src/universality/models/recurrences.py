@@ -9,7 +9,7 @@ Sites of layer L, besides those of the family:
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -51,8 +51,27 @@ class Recurrence(ABC):
         """What each position writes, not decayed: [B, L, *state]."""
 
     @abstractmethod
+    def shrink(self, delta: torch.Tensor) -> torch.Tensor:
+        """The factor by which a state falls in steps that sum to `delta` [..., *step]: [..., *state], or 1 for an axis
+        that all share."""
+
     def decay(self, position: torch.Tensor) -> torch.Tensor:
         """What is left of each position's write in the state after `position` [B]: [B, L, *state], 0 for later ones."""
+        since, reached = _since(self.delta, position)
+        shrunk = self.shrink(since)
+        return shrunk * reached.reshape(*reached.shape, *[1] * (shrunk.ndim - 2))
+
+    def at(self, places: torch.Tensor) -> "Recurrence":
+        """The inputs of each sequence at `places` [B, P] alone, for what these positions write."""
+        rows = torch.arange(len(places), device=places.device)[:, None]
+        u, delta, B, C = (x[rows, places] for x in (self.u, self.delta, self.B, self.C))
+        return replace(self, u=u, delta=delta, B=B, C=C)
+
+    def decay_at(self, places: torch.Tensor) -> torch.Tensor:
+        """What is left of the writes at `places` [B, P] in the last state, without the [B, L, *state] of `decay`."""
+        rows = torch.arange(len(places), device=places.device)[:, None]
+        last = torch.full((len(places),), self.length - 1, device=places.device)
+        return self.shrink(_since(self.delta, last)[0][rows, places])
 
 
 class SelectiveRecurrence(Recurrence):
@@ -66,9 +85,8 @@ class SelectiveRecurrence(Recurrence):
     def write(self):
         return (self.delta * self.u)[..., None] * self.B[:, :, None, :]
 
-    def decay(self, position):
-        since, reached = _since(self.delta, position)
-        return torch.exp(since[..., None] * self.A) * reached[:, :, None, None]
+    def shrink(self, delta):
+        return torch.exp(delta[..., None] * self.A)
 
 
 class HeadRecurrence(Recurrence):
@@ -84,9 +102,8 @@ class HeadRecurrence(Recurrence):
         B = self.B.repeat_interleave(self.u.shape[2] // self.B.shape[2], 2)
         return (self.delta[..., None] * self.u)[..., None] * B[..., None, :]
 
-    def decay(self, position):
-        since, reached = _since(self.delta, position)
-        return (torch.exp(since * self.A) * reached[..., None])[..., None, None]
+    def shrink(self, delta):
+        return torch.exp(delta * self.A)[..., None, None]
 
 
 def _since(delta: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

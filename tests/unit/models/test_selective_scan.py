@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from universality.kernels.selective_scan import gated_scan, selective_scan, selective_scan_reference
+from universality.kernels.selective_step import selective_step, selective_step_reference
 
 # (B, L, E, N): ones, sizes off every block and chunk boundary, and sizes on them
 SHAPES = [(1, 1, 1, 1), (2, 5, 3, 4), (1, 64, 64, 16), (3, 65, 65, 2), (2, 130, 70, 16), (1, 200, 129, 7)]
@@ -111,3 +112,20 @@ def test_the_scan_with_its_surroundings_equals_the_parts(shape):
 def test_gradients_of_the_reference_are_those_of_finite_differences():
     values = [v for v in inputs((2, 5, 3, 2), torch.float64) if v is not None]
     assert torch.autograd.gradcheck(lambda *v: selective_scan_reference(*v)[0], values)
+
+
+@pytest.mark.parametrize("n_chan", [5, 130])
+def test_one_position_of_many_variants_is_the_formula(n_chan):
+    generator = torch.Generator().manual_seed(3)
+    P, S, N = 3, 2, 4
+    u, C, B = (torch.randn(P, S, size, generator=generator) for size in (n_chan, N, N))
+    delta = torch.rand(P, S, n_chan, generator=generator)
+    A, D = -torch.rand(n_chan, N, generator=generator), torch.randn(n_chan, generator=generator)
+    state = torch.randn(S, n_chan, N, generator=generator)
+    expected = selective_step_reference(u, delta, A, B, C, D, state)
+    torch.testing.assert_close(selective_step(u, delta, A, B, C, D, state), expected, rtol=1e-5, atol=1e-5)
+    for p in range(P):  # and the scan of one position
+        y, _ = selective_scan_reference(u[p, :, None], delta[p, :, None], A, B[p, :, None], C[p, :, None], D, state)
+        torch.testing.assert_close(expected[p], y[:, 0])
+    with pytest.raises(ValueError, match="shapes of u, delta, A, B, C, D, state do not fit each other"):
+        selective_step(u, delta, A, B, C, D, state[:1])
