@@ -52,17 +52,18 @@ def versus(options, folder: Path) -> None:
     n_heads = options.layers * HEADS
     timed = [divmod(n * n_heads // options.peer_heads, HEADS) for n in range(options.peer_heads)]
 
-    def ours() -> dict:
-        batch = HeadPaths(model, task, "replace_B")
-        return {(e.sender.layer, e.sender.head): e.values for e in batch.to_logits(paths=(options.path,))}
+    found, expected = {}, {}
 
-    def theirs() -> dict:
-        return {head: json.loads(peer.ask(f"{options.path} {head[0]} {head[1]}")) for head in timed}
+    def ours() -> None:
+        batch = HeadPaths(model, task, "replace_B")
+        found.update({(e.sender.layer, e.sender.head): e.values for e in batch.to_logits(paths=(options.path,))})
+
+    def theirs() -> None:
+        expected.update({head: json.loads(peer.ask(f"{options.path} {head[0]} {head[1]}")) for head in timed})
 
     ways = {"ours": ours, "clean and corrupted run": lambda: peer.ask("cache"), "transformer-lens": theirs}
     with torch.inference_mode():
         times = in_turn(ways, options.rounds)
-        found, expected = ours(), theirs()
     peer.close()
     column = METRICS.index("logit_diff")
     worst = max((found[head][:, column] - torch.tensor(expected[head])).abs().max() for head in timed)
