@@ -157,3 +157,4 @@ def test_percentiles_pass_over_what_is_missing():
     assert (low[0, 1], high[0, 1]) == pytest.approx(tuple(np.quantile(values[7:, 0, 1], [0.05, 0.95])))
     assert low[0, 0] == pytest.approx(np.quantile(values[:, 0, 0], 0.05))
     assert percentile_interval(values[:, 0, 1], 0.9)[0] == low[0, 1]
+    assert percentile_interval(np.zeros((5, 0)), 0.9)[0].shape == (0,)
