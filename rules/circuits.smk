@@ -1,4 +1,4 @@
-# Which components carry induction: path patching for every trained model, the off-by-one profile for Mamba.
+# Which components do a task: path patching, the off-by-one profile and attribution of every trained model.
 
 
 localrules:
@@ -7,34 +7,63 @@ localrules:
 
 rule all_circuits:
     input:
-        expand(
-            "results/circuits/induction_{model}.parquet",
-            model=plan.circuit_models(),
-        ),
-        expand(
-            "results/circuits/off_by_one_{model}.parquet",
-            model=plan.state_space_models(),
-        ),
+        plan.circuit_tables(),
 
 
-rule circuits:
+rule circuits_paths:
     input:
-        model="results/models/{model}",
-        tokens=lambda wildcards: plan.tokens_of(wildcards.model),
+        unpack(circuit_inputs),
     output:
-        "results/circuits/{task}_{model}.parquet",
+        "results/circuits/{task}/{model}/paths.parquet",
     log:
-        "logs/circuits/{task}_{model}.log",
+        "logs/circuits/{task}/{model}/paths.log",
     benchmark:
-        "logs/circuits/{task}_{model}.tsv"
-    wildcard_constraints:
-        task="induction|off_by_one",
+        "logs/circuits/{task}/{model}/paths.tsv"
     threads: study.circuits.threads
     params:
-        command=lambda wildcards: wildcards.task.replace("_", "-"),
-        settings=section(study.circuits),
+        settings=task_settings,
         threads=study.circuits.threads,
         code=code("circuits"),
     shell:
-        "universality circuits {params.command} --model {input.model} --tokens {input.tokens}"
+        "universality circuits paths --model {input.model} --tokens {input.tokens} --tokenizer {input.tokenizer}"
         " --settings {params.settings:q} --out {output} --threads {params.threads} --log {log}"
+
+
+rule circuits_off_by_one:
+    input:
+        unpack(circuit_inputs),
+    output:
+        "results/circuits/{task}/{model}/off_by_one.parquet",
+    log:
+        "logs/circuits/{task}/{model}/off_by_one.log",
+    benchmark:
+        "logs/circuits/{task}/{model}/off_by_one.tsv"
+    threads: study.circuits.threads
+    params:
+        settings=task_settings,
+        threads=study.circuits.threads,
+        code=code("circuits"),
+    shell:
+        "universality circuits off-by-one --model {input.model} --tokens {input.tokens} --tokenizer {input.tokenizer}"
+        " --settings {params.settings:q} --out {output} --threads {params.threads} --log {log}"
+
+
+rule circuits_attribution:
+    input:
+        unpack(circuit_inputs),
+    output:
+        scores="results/circuits/{task}/{model}/attribution.parquet",
+        curves="results/circuits/{task}/{model}/curves.parquet",
+    log:
+        "logs/circuits/{task}/{model}/attribution.log",
+    benchmark:
+        "logs/circuits/{task}/{model}/attribution.tsv"
+    threads: study.circuits.threads
+    params:
+        settings=attribution_settings,
+        threads=study.circuits.threads,
+        code=code("circuits"),
+    shell:
+        "universality circuits attribution --model {input.model} --tokens {input.tokens} --tokenizer {input.tokenizer}"
+        " --settings {params.settings:q} --scores {output.scores} --curves {output.curves}"
+        " --threads {params.threads} --log {log}"

@@ -19,7 +19,7 @@ rule report:
         alignment=plan.comparison_folders(),
         decoders=plan.decoder_tables("shares"),
         spaces=plan.space_tables(),
-        circuits=rules.all_circuits.input,
+        circuits=plan.circuit_tables("paths", "off_by_one", "curves"),
     output:
         page=directory("results/report"),
         metrics="results/metrics.json",

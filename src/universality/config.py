@@ -39,11 +39,13 @@ class Study(Settings):
                 f"activations.buffer_rows: {self.activations.buffer_rows} is less than "
                 f"saes.training.batch_size={self.saes.training.batch_size}"
             )
-        if self.circuits.sequence_length > self.corpus.sequence_length:
-            raise ValueError(
-                f"circuits.sequence_length: {self.circuits.sequence_length} is more than "
-                f"corpus.sequence_length={self.corpus.sequence_length}"
-            )
+        for name, task in self.circuits.tasks.items():
+            length = getattr(task, "length", None)
+            if length is not None and length > self.corpus.sequence_length:
+                raise ValueError(
+                    f"circuits.tasks.{name}.length: {length} is more than "
+                    f"corpus.sequence_length={self.corpus.sequence_length}"
+                )
         return self
 
 

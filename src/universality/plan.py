@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from universality.activations.sites import layer_of, neuron_sites, residual_site, site_of_layer
 from universality.alignment.settings import DECODERS, PARTS, SPACES, Comparison, Side
+from universality.circuits.tasks.settings import REPETITIONS
 from universality.config import Study
 from universality.corpus.settings import EVALUATION, TRAIN, AnyTokenizer
 from universality.models.settings import STATE_SPACE_FAMILIES, UntrainedModel
@@ -185,6 +186,8 @@ class Plan:
             return [f"corpus_{made}" for made in ("documents", "tokenizer", "tokens")]
         if stage == "activations":
             return [cached.rule for cached in self.cached()]
+        if stage == "circuits":
+            return ["circuits_paths", "circuits_off_by_one", "circuits_attribution"]
         if stage == "alignment":
             return ["alignment_match", "alignment", "alignment_tables", "alignment_decoders", "alignment_spaces"]
         if stage == "saes":
@@ -272,9 +275,20 @@ class Plan:
         """Models whose circuits are looked for: an untrained one cannot do the task."""
         return [name for name, model in self.study.models.zoo.items() if not isinstance(model, UntrainedModel)]
 
-    def state_space_models(self) -> list[str]:
-        """Those of them that have a state."""
-        return [name for name in self.circuit_models() if self.study.models.zoo[name].family in STATE_SPACE_FAMILIES]
+    def circuit_tables(self, *wanted: str) -> list[str]:
+        """Of every task and model; off_by_one where the task has a B and the model a state that it is written into.
+        Those of the wanted kinds, or all."""
+        found = []
+        for task, settings in self.study.circuits.tasks.items():
+            for model in self.circuit_models():
+                kinds = ["paths", "attribution", "curves"]
+                has_state = self.study.models.zoo[model].family in STATE_SPACE_FAMILIES
+                if has_state and settings.kind in REPETITIONS:
+                    kinds.append("off_by_one")
+                found += [
+                    f"results/circuits/{task}/{model}/{kind}.parquet" for kind in kinds if kind in (wanted or kinds)
+                ]
+        return found
 
     def results(self) -> list[str]:
         """Every file and folder that the study's rules make."""
@@ -293,8 +307,7 @@ class Plan:
             *(f"results/alignment/{name}.parquet" for name in ("differences", "quality")),
             *self.decoder_tables(),
             *self.space_tables(),
-            *(f"results/circuits/induction_{model}.parquet" for model in self.circuit_models()),
-            *(f"results/circuits/off_by_one_{model}.parquet" for model in self.state_space_models()),
+            *self.circuit_tables(),
             "results/report",
             "results/metrics.json",
         ]

@@ -127,7 +127,11 @@ BAD = [
     ("activations.train", "disk", "activations.train: 'disk' is not allowed: Input should be 'store' or 'stream'"),
     ("activations.buffer_rows", 8, "activations.buffer_rows: 8 is less than saes.training.batch_size=256"),
     ("models.training.min_induction_gain", float("nan"), "min_induction_gain: nan is not allowed"),
-    ("circuits.sequence_length", 99, "circuits.sequence_length: 99 is more than corpus.sequence_length=32"),
+    (
+        "circuits.tasks.induction.length",
+        99,
+        "circuits.tasks.induction.length: 99 is more than corpus.sequence_length=32",
+    ),
     ("report", None, "report: None is not allowed"),
 ]
 
@@ -235,13 +239,17 @@ def test_blocks_of_layers_are_the_parts_of_a_comparison():
 
 
 def test_circuits_are_those_of_models_that_were_trained():
-    plan = Plan(load_study(ROOT / "params.yaml"))
+    plan = Plan(check_study(SMOKE, "x"))
     assert plan.circuit_models() == ["mamba", "neox", "neox_seed1"]
-    assert plan.state_space_models() == ["mamba"]
     circuits = {path for path in plan.results() if path.startswith("results/circuits/")}
     assert circuits == {
-        *(f"results/circuits/induction_{model}.parquet" for model in plan.circuit_models()),
-        "results/circuits/off_by_one_mamba.parquet",
+        *(
+            f"results/circuits/{task}/{model}/{kind}.parquet"
+            for task in ("induction", "recall")
+            for model in plan.circuit_models()
+            for kind in ("paths", "attribution", "curves")
+        ),
+        "results/circuits/induction/mamba/off_by_one.parquet",
     }
 
 

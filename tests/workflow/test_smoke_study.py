@@ -33,7 +33,9 @@ def test_the_results_are_all_there(study):
     plan = Plan(settings)
     assert set(metrics["alignment"]) == set(settings.alignment.comparisons)
     assert set(metrics["models"]) == set(metrics["circuits"]["induction"]) == {"mamba", "neox", "neox_seed1"}
-    assert set(metrics["circuits"]["off_by_one"]) == {"mamba"}
+    assert set(metrics["circuits"]) == {"induction", "recall"}
+    assert "off_by_one" in metrics["circuits"]["induction"]["mamba"]
+    assert "rank correlation with measured" in metrics["circuits"]["recall"]["neox"]["attribution"]
     columns = {
         "model",
         "layer",

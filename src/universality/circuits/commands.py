@@ -1,50 +1,106 @@
-"""`universality circuits`: which components carry induction, and how."""
+"""`universality circuits`: which components do a task, and how."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from universality.circuits.settings import CircuitsSettings
-from universality.commands import Log, Out, Settings, Threads, example, stage
+from universality.circuits.settings import Attributing, Measuring
+from universality.circuits.tasks.settings import AnyTask
+from universality.commands import Log, Settings, Threads, example, stage
 from universality.runtime import configure, deterministic_torch
-from universality.settings import parse_argument
+from universality.settings import Name, parse_argument
+from universality.settings import Settings as SettingsBase
 
 app = stage("Ablate and patch circuits.")
 
 Model = Annotated[Path, typer.Option(help="Model folder.")]
 Tokens = Annotated[Path, typer.Option(help="Tokens folder from `corpus tokens`.")]
+Tokenizer = Annotated[Path, typer.Option(help="The folder of the model's tokenizer.")]
+_INPUTS = "--model models/neox --tokens corpus/tokens --tokenizer corpus/tokenizer --settings job.yaml"
 
 
-@app.command(
-    epilog=example(
-        "circuits induction --model models/neox --tokens tokens --settings circuits.yaml --out induction.parquet"
-    )
-)
-def induction(
-    model: Model, tokens: Tokens, settings: Settings, out: Out, threads: Threads = 1, log: Log = None
+class TaskJob(SettingsBase):
+    """One of circuits.tasks with its name, and circuits.measuring."""
+
+    name: Name
+    task: AnyTask
+    measuring: Measuring
+
+
+class AttributionJob(TaskJob):
+    """The same, and circuits.attribution."""
+
+    attribution: Attributing
+
+
+@app.command(epilog=example(f"circuits paths {_INPUTS} --out paths.parquet"))
+def paths(
+    model: Model,
+    tokens: Tokens,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    out: Annotated[Path, typer.Option(help="Where the effects go.")],
+    threads: Threads = 1,
+    log: Log = None,
 ) -> None:
-    """Path patching on the induction task: every sender to the logits, and through the strongest receiver."""
+    """Path patching: every sender to the logits, beside its null, and through the strongest receiver."""
     configure(threads, log)
-    parsed = parse_argument(CircuitsSettings, settings)
+    job = parse_argument(TaskJob, settings)
     deterministic_torch(threads)
-    from universality.circuits.tables import induction_table
+    from universality.circuits.tables import write_paths
 
-    induction_table(model, tokens, parsed, out)
+    write_paths(_circuit(job, model, tokens, tokenizer), out)
 
 
-@app.command(
-    epilog=example(
-        "circuits off-by-one --model models/mamba --tokens tokens --settings circuits.yaml --out off_by_one.parquet"
-    )
-)
+@app.command(epilog=example(f"circuits off-by-one {_INPUTS} --out off_by_one.parquet"))
 def off_by_one(
-    model: Model, tokens: Tokens, settings: Settings, out: Out, threads: Threads = 1, log: Log = None
+    model: Model,
+    tokens: Tokens,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    out: Annotated[Path, typer.Option(help="Where the profile goes.")],
+    threads: Threads = 1,
+    log: Log = None,
 ) -> None:
-    """Mamba: exchange the write of single positions into the state that the last position reads."""
+    """Exchange what single positions after B write for the last position to read."""
     configure(threads, log)
-    parsed = parse_argument(CircuitsSettings, settings)
+    job = parse_argument(TaskJob, settings)
     deterministic_torch(threads)
-    from universality.circuits.tables import off_by_one_table
+    from universality.circuits.tables import write_off_by_one
 
-    off_by_one_table(model, tokens, parsed, out)
+    write_off_by_one(_circuit(job, model, tokens, tokenizer), out)
+
+
+@app.command(epilog=example(f"circuits attribution {_INPUTS} --scores scores.parquet --curves curves.parquet"))
+def attribution(
+    model: Model,
+    tokens: Tokens,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    scores: Annotated[Path, typer.Option(help="Where estimated effects go.")],
+    curves: Annotated[Path, typer.Option(help="Where faithfulness, completeness and agreement go.")],
+    threads: Threads = 1,
+    log: Log = None,
+) -> None:
+    """Attribution patching, and the circuits of the largest scores run against path patching."""
+    configure(threads, log)
+    job = parse_argument(AttributionJob, settings)
+    deterministic_torch(threads)
+    from universality.circuits.tables import write_attribution
+
+    write_attribution(_circuit(job, model, tokens, tokenizer), job.attribution, scores, curves)
+
+
+def _circuit(job: TaskJob, model: Path, tokens: Path, tokenizer: Path):
+    from universality.circuits.tables import Circuit
+    from universality.circuits.tasks.make import make
+    from universality.corpus.tokens import read_tokens
+    from universality.models.loading import load_model
+
+    measuring = job.measuring
+    sequences = read_tokens(tokens, "evaluation")
+    task = make(
+        job.task, measuring.samples, sequences, tokenizer, measuring.task_seed, key=f"circuits.tasks.{job.name}"
+    )
+    return Circuit(load_model(model), model.name, task._replace(name=job.name), measuring)

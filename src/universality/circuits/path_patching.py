@@ -99,7 +99,8 @@ class Component(NamedTuple):
         module, _, kind = self.site.split("@")[0].split(".")
         if module == "attn" and self.head is not None:
             return f"L{self.layer}H{self.head}" + (f" {kind}" if kind != "z" else "")
-        name = f"L{self.layer} {kind if module != 'mlp' else 'mlp'}"
+        whole = module == "mlp" or (module == "attn" and kind == "out")  # all heads together
+        name = f"L{self.layer} {module if whole else kind}"
         return name if self.head is None else f"{name} {self.head}"
 
 

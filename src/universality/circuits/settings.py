@@ -4,18 +4,40 @@ from typing import Annotated
 
 from pydantic import Field
 
-from universality.settings import Fraction, Positive, Seed, Settings
+from universality.circuits.tasks.settings import AnyTask
+from universality.settings import Fraction, Name, Positive, Seed, Settings
+
+
+class Measuring(Settings):
+    """How many prompts, and what is told of effects on them."""
+
+    task_seed: Seed
+    """Draws the prompts of every task."""
+    samples: Annotated[int, Field(ge=2)]
+    """Prompts a task."""
+    batch_size: Positive
+    min_accuracy: Annotated[float, Field(ge=0, le=1)]
+    """A model that gets fewer of the clean prompts right does not do the task; its circuit is not looked for."""
+    null_seed: Seed
+    """Draws which other clean prompt a null's values come from."""
+    bootstrap_seed: Seed
+    bootstrap_samples: Annotated[int, Field(ge=20)]
+    confidence: Fraction
+    false_discovery_rate: Fraction
+    """Over the senders of one kind of path,"""
+    min_share: Fraction
+    """of which those matter whose effect is at least so much of the whole corruption's."""
+
+
+class Attributing(Settings):
+    steps: Positive
+    """1: attribution patching; more: integrated gradients."""
+    sizes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2)]
+    """Components of the circuits that are run; those beyond the model's number are left out."""
 
 
 class CircuitsSettings(Settings):
     threads: Positive
-    task_seed: Seed
-    """Draws the sequences of the induction task."""
-    samples: Annotated[int, Field(ge=2)]
-    """Pairs of a clean and a corrupted sequence."""
-    batch_size: Positive
-    sequence_length: Annotated[int, Field(ge=16)]
-    """Tokens a sequence, the leading end-of-text token included; at most the length the models were trained on."""
-    bootstrap_seed: Seed
-    bootstrap_samples: Annotated[int, Field(ge=20)]
-    confidence: Fraction
+    measuring: Measuring
+    attribution: Attributing
+    tasks: Annotated[dict[Name, AnyTask], Field(min_length=1)]

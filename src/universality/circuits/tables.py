@@ -1,119 +1,217 @@
-"""Run a circuit task over all its samples and tabulate mean effects with intervals, a row an effect."""
+"""The tables of a model on a task; docs/circuits.md describes them."""
 
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from universality.circuits.attribution import WRITERS, components, node_attribution
+from universality.circuits.effects import Effects, Row, through, to_logits, to_logits_by_chance, whole_runs
+from universality.circuits.faithfulness import (
+    Curve,
+    agreement,
+    area,
+    completeness,
+    faithfulness,
+    node_curve,
+    patched_effects,
+)
 from universality.circuits.metrics import METRICS
 from universality.circuits.off_by_one import profile
-from universality.circuits.path_patching import Component, PatchingBatch
-from universality.circuits.settings import CircuitsSettings
+from universality.circuits.path_patching import Component
+from universality.circuits.settings import Attributing, Measuring
+from universality.circuits.statistics import draws, interval, p_value, significant
 from universality.circuits.tasks.base import Task
-from universality.circuits.tasks.induction import CORRUPTIONS, make_task
-from universality.corpus.tokens import read_tokens
-from universality.errors import StudyError
 from universality.models.language_model import LanguageModel
-from universality.models.loading import load_model
-from universality.runtime import log, progress
+from universality.runtime import log
 from universality.storage import write_table
 
-Row = tuple  # what identifies an effect
+_TOP = 5  # effects of which attribution should name the largest
+FIRST = METRICS.index("logit_diff")
+_TYPES = {"layer": pa.int32(), "head": pa.int32(), "offset": pa.int32(), "size": pa.int32(), "prompts": pa.int32()}
+_FLAGS = ("passes", "matters", "above_null")
+_NAMES = ("model", "task", "corruption", "sender", "receiver", "input", "path", "component", "curve", "measure")
+_METRICS = [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]
+_AGAINST_NULL = ("share", "p_value", "matters", "null", "null_low", "null_high", "above_null")
+_IDENTITY = ("corruption", "sender", "layer", "head", "receiver", "input", "path")
 
 
-def induction_table(model_folder: Path, tokens_folder: Path, settings: CircuitsSettings, out: Path) -> None:
-    """Paths of every sender to the logits, and through the strongest sender found, under every corruption."""
-    model, task = _prepare(model_folder, tokens_folder, settings)
-    effects = _over_batches(model, task, settings, PatchingBatch.to_logits, "paths to the logits")
-    receiver = _strongest_receiver(effects)
-    effects |= _over_batches(
-        model, task, settings, lambda batch: batch.to_receiver(receiver, ()), f"paths to {receiver.name}"
-    )
-    columns = ("corruption", "sender", "layer", "head", "receiver", "path")
-    _write(effects, columns, model_folder.name, settings, out)
+class Circuit:
+    """A model on a task: whole runs, and whether it does the task at all."""
+
+    def __init__(self, model: LanguageModel, name: str, task: Task, settings: Measuring):
+        self.model, self.name, self.task, self.settings = model, name, task, settings
+        self.drawn = draws(len(task.clean), settings)
+        self.whole = whole_runs(model, task, settings)
+        self.accuracy = float(self.whole["clean"][:, METRICS.index("top1")].mean())
+        self.passes = self.accuracy >= settings.min_accuracy
+        """Does the model do the task? If not, no circuit is looked for."""
+        if not self.passes:
+            log.info("%s fails %s: top-1 %.3f is below %g", name, task.name, self.accuracy, settings.min_accuracy)
+
+    @property
+    def corruption(self) -> str:
+        """The task's default one."""
+        return next(iter(self.task.corrupted))
+
+    def gap(self, corruption: str) -> float:
+        """By how much the whole corruption changes the logit difference."""
+        return float((self.whole[corruption] - self.whole["clean"])[:, FIRST].mean())
+
+    def described(self, values: np.ndarray) -> dict[str, float]:
+        """Means over prompts of metrics [S, metrics], each with low and high."""
+        mean, low, high = interval(values, self.drawn, self.settings.confidence)
+        return {
+            f"{metric}{end}": float(x[k])
+            for k, metric in enumerate(METRICS)
+            for end, x in (("", mean), ("_low", low), ("_high", high))
+        }
 
 
-def off_by_one_table(model_folder: Path, tokens_folder: Path, settings: CircuitsSettings, out: Path) -> None:
-    """The off-by-one profile of every layer. Raises StudyError if the model has no state-space layers."""
-    model, task = _prepare(model_folder, tokens_folder, settings)
-    if model.family.recurrence is None:
-        raise StudyError(
-            f"{model_folder}: the off-by-one profile needs state-space layers; {model.family.name} has none"
-        )
-    effects: dict[Row, list[torch.Tensor]] = defaultdict(list)
-    for batch in progress(task.batches(settings.batch_size), "off-by-one batches"):
-        with torch.inference_mode():
-            for layer, offset, values in profile(model, batch, "replace_B"):
-                effects["replace_B", layer, offset].append(values)
-    _write(effects, ("corruption", "layer", "offset"), model_folder.name, settings, out)
+def write_paths(circuit: Circuit, out: Path) -> None:
+    """A row for each whole run, each sender's paths to the logits, and those through the strongest receiver."""
+    task, settings = circuit.task, circuit.settings
+    rows = [
+        {"path": name, "corruption": None if name == "clean" else name, **circuit.described(values)}
+        for name, values in circuit.whole.items()
+    ]
+    if circuit.passes:
+        chance = to_logits_by_chance(circuit.model, task, settings)
+        found = {name: to_logits(circuit.model, task, name, settings) for name in task.corrupted}
+        receiver = strongest_receiver(circuit.model, found[circuit.corruption])
+        for name, effects in found.items():
+            rows += _path_rows(circuit, name, effects, chance)
+            rows += _path_rows(circuit, name, through(circuit.model, task, name, receiver, settings), {})
+    _write(circuit, rows, out, (*_IDENTITY, *_METRICS, *_AGAINST_NULL))
 
 
-def _prepare(model_folder: Path, tokens_folder: Path, settings: CircuitsSettings) -> tuple[LanguageModel, Task]:
-    sequences = read_tokens(tokens_folder, "evaluation")
-    trained_length = sequences.tokens.shape[1]
-    if settings.sequence_length > trained_length:
-        raise StudyError(
-            f"circuits.sequence_length: {settings.sequence_length} is more than corpus.sequence_length={trained_length}"
-        )
-    task = make_task(
-        settings.samples, settings.sequence_length, sequences.vocab_size, sequences.end_of_text, settings.task_seed
-    )
-    return load_model(model_folder), task
+def _path_rows(circuit: Circuit, corruption: str, effects: Effects, chance: Effects) -> list[dict]:
+    gap, rows = circuit.gap(corruption), []
+    for row, values in effects.items():
+        sender, receiver, by, path = row
+        described = {
+            "corruption": corruption,
+            "sender": sender.name,
+            "layer": sender.layer,
+            "head": sender.head,
+            "receiver": "logits" if receiver is None else receiver.name,
+            "input": by,
+            "path": path,
+            **circuit.described(values),
+            "share": float(values[:, FIRST].mean()) / gap if gap else np.nan,
+            "p_value": p_value(values[:, FIRST]),
+        }
+        rows.append(described | _against_chance(circuit, values, chance.get(row)))
+    _mark(rows, circuit.settings)
+    return rows
 
 
-def _over_batches(
-    model: LanguageModel, task: Task, settings: CircuitsSettings, paths: Callable, what: str
-) -> dict[Row, list[torch.Tensor]]:
-    effects: dict[Row, list[torch.Tensor]] = defaultdict(list)
-    work = [(corruption, batch) for corruption in CORRUPTIONS for batch in task.batches(settings.batch_size)]
-    for corruption, batch in progress(work, f"{what}, batches"):
-        with torch.inference_mode():
-            patching = PatchingBatch(model, batch, corruption)
-            effects[corruption, None, None, None, None, "clean"].append(patching.clean_metrics)
-            for sender, receiver, path, values, *_ in paths(patching):
-                name = "logits" if receiver is None else receiver.name
-                effects[corruption, sender.name, sender.layer, sender.head, name, path].append(values)
-    return effects
+def _against_chance(circuit: Circuit, values: np.ndarray, null: np.ndarray | None) -> dict:
+    """The null's mean, and whether the effect is larger than it, on the same side of 0, with its whole interval."""
+    if null is None:
+        return {"null": np.nan, "null_low": np.nan, "null_high": np.nan, "above_null": None}
+    settings, sign = circuit.settings, np.sign(values[:, FIRST].mean())
+    mean, low, high = interval(null[:, FIRST], circuit.drawn, settings.confidence)
+    _, more, _ = interval(sign * (values - null)[:, FIRST], circuit.drawn, settings.confidence)
+    _, strong, _ = interval(sign * values[:, FIRST], circuit.drawn, settings.confidence)
+    return {"null": mean, "null_low": low, "null_high": high, "above_null": bool(min(more, strong) > 0)}
 
 
-def _strongest_receiver(effects: dict[Row, list[torch.Tensor]]) -> Component:
-    """The head that moves logit_diff most on the direct path when B is replaced; for Mamba, the convolution input of
-    the layer whose state does; for RWKV, the time mix that does.
-    """
+def _mark(rows: list[dict], settings: Measuring) -> None:
+    """Which senders matter, among those whose paths are of one kind."""
+    kinds: dict[tuple, list[dict]] = {}
+    for row in rows:
+        kinds.setdefault((row["receiver"], row["input"], row["path"]), []).append(row)
+    for members in kinds.values():
+        found = significant(np.array([row["p_value"] for row in members]), settings.false_discovery_rate)
+        for row, is_found in zip(members, found, strict=True):
+            row["matters"] = bool(is_found and abs(row["share"]) >= settings.min_share)
+
+
+def strongest_receiver(model: LanguageModel, effects: Effects) -> Component:
+    """The head that moves the logit difference most on the direct path under the task's default corruption; for Mamba
+    the convolution input of the layer whose state does; for RWKV the time mix that does."""
 
     def strength(row: Row) -> float:
-        return abs(float(torch.cat(effects[row])[:, 0].mean()))
+        return abs(float(effects[row][:, FIRST].mean()))
 
-    direct = [row for row in effects if row[0] == "replace_B" and row[5] == "direct"]
-    within = [row for row in direct if row[3] is not None or row[1].endswith(" state")]
-    _, name, layer, head, _, _ = max(within or [row for row in direct if row[1].endswith(" out")], key=strength)
-    if head is not None:
-        return Component(f"attn.{layer}.z", head)
-    return Component(f"mamba.{layer}.conv_in" if name.endswith(" state") else f"rwkv.{layer}.out")
+    direct = [row for row in effects if row[3] == "direct"]
+    within = [row for row in direct if row[0].site.startswith("attn") or row[0].site.endswith("state@-1")]
+    mixes = [row for row in direct if row[0].site.startswith("rwkv")]
+    sender = max(within or mixes, key=strength)[0]
+    return Component(f"mamba.{sender.layer}.conv_in") if "@" in sender.site else sender
 
 
-def _write(
-    effects: dict[Row, list[torch.Tensor]], names: tuple, model: str, settings: CircuitsSettings, out: Path
-) -> None:
-    rng = np.random.default_rng(settings.bootstrap_seed)
-    draws = rng.integers(0, settings.samples, size=(settings.bootstrap_samples, settings.samples))
-    tail = (1 - settings.confidence) / 2
-    columns: dict[str, list] = defaultdict(list)
-    for row, parts in effects.items():
-        values = torch.cat(parts).double().numpy()
-        low, high = np.quantile(values[draws].mean(axis=1), [tail, 1 - tail], axis=0)
-        columns["model"].append(model)
-        for name, value in zip(names, row, strict=True):
-            columns[name].append(value)
-        for i, metric in enumerate(METRICS):
-            columns[metric].append(values[:, i].mean())
-            columns[f"{metric}_low"].append(low[i])
-            columns[f"{metric}_high"].append(high[i])
-    log.info("%s: %d effects", model, len(columns["model"]))
-    # Mamba's senders have no head; the column is of one type all the same, so that tables can be joined.
-    integers = {"layer", "head", "offset"}
-    arrays = {n: pa.array(values, pa.int32() if n in integers else None) for n, values in columns.items()}
-    write_table(out, arrays)
+def write_off_by_one(circuit: Circuit, out: Path) -> None:
+    """A row for each layer and offset at which B's write is exchanged."""
+    found: dict[tuple[int, int], list[np.ndarray]] = {}
+    for batch in circuit.task.batches(circuit.settings.batch_size) if circuit.passes else []:
+        for layer, offset, values in profile(circuit.model, batch, circuit.corruption):
+            found.setdefault((layer, offset), []).append(values.double().numpy())
+    rows = [
+        {"corruption": circuit.corruption, "layer": layer, "offset": offset, **circuit.described(np.concatenate(parts))}
+        for (layer, offset), parts in found.items()
+    ]
+    _write(circuit, rows, out, ("corruption", "layer", "offset", *_METRICS))
+
+
+def write_attribution(circuit: Circuit, settings: Attributing, scores: Path, curves: Path) -> None:
+    """Estimated effects of components beside nothing but a run with gradients; circuits of the largest, run."""
+    rows, heights = [], []
+    if circuit.passes:
+        model, task, corruption, size = circuit.model, circuit.task, circuit.corruption, circuit.settings.batch_size
+        found = node_attribution(model, task, corruption, steps=settings.steps, batch_size=size)
+        for component, values in zip(found.components, found.total.double().numpy().T, strict=True):
+            mean, low, high = interval(values, circuit.drawn, circuit.settings.confidence)
+            place = {"component": component.name, "layer": component.layer, "head": component.head}
+            rows.append({"corruption": corruption, **place, "score": mean, "score_low": low, "score_high": high})
+        writers = components(model, WRITERS, embed=False)
+        totals = found.of(writers).total
+        sizes = [n for n in settings.sizes if n <= len(writers)]
+        curve = node_curve(model, task, corruption, totals.mean(0), sizes, batch_size=size)
+        measured = patched_effects(model, task, corruption, writers, batch_size=size)
+        heights = _curve_rows(circuit, curve) + _agreement_rows(circuit, totals, measured)
+    _write(circuit, rows, scores, ("corruption", "component", "layer", "head", "score", "score_low", "score_high"))
+    _write(circuit, heights, curves, ("curve", "size", "value", "low", "high"))
+
+
+def _curve_rows(circuit: Circuit, curve: Curve) -> list[dict]:
+    rows = []
+    confidence = circuit.settings.confidence
+    for name, estimate in (
+        ("faithfulness", faithfulness(curve, circuit.drawn, confidence)),
+        ("completeness", completeness(curve, circuit.drawn, confidence)),
+    ):
+        for size, value, low, high in zip(curve.sizes, estimate.value, estimate.low, estimate.high, strict=True):
+            rows.append({"curve": name, "size": size, "value": value, "low": low, "high": high})
+    areas = area(curve, circuit.drawn, confidence)
+    for k, name in enumerate(("faithfulness, area", "completeness, area")):
+        rows.append({"curve": name, "value": areas.value[k], "low": areas.low[k], "high": areas.high[k]})
+    return rows
+
+
+def _agreement_rows(circuit: Circuit, scores: torch.Tensor, measured: torch.Tensor) -> list[dict]:
+    """Estimated against measured effects of what writes to the stream."""
+    size = min(_TOP, scores.shape[1])
+    found = agreement(scores, measured, size, circuit.drawn, circuit.settings.confidence)
+    names = ("rank correlation with measured", scores.shape[1]), ("share of the largest", size)
+    return [
+        {"curve": name, "size": n, "value": found.value[k], "low": found.low[k], "high": found.high[k]}
+        for k, (name, n) in enumerate(names)
+    ]
+
+
+def _write(circuit: Circuit, rows: list[dict], out: Path, columns: tuple[str, ...]) -> None:
+    """Every row also says of which model and task it is, how many prompts there were, and whether the model does it."""
+    log.info("%s, %s: %d rows, top-1 %.3f", circuit.name, circuit.task.name, len(rows), circuit.accuracy)
+    common = {
+        "model": circuit.name, "task": circuit.task.name, "passes": circuit.passes, "accuracy": circuit.accuracy,
+        "prompts": len(circuit.task.clean),
+    }  # fmt: skip
+    table = {}
+    for name in (*common, *columns):
+        kind = _TYPES.get(name, pa.string() if name in _NAMES else pa.bool_() if name in _FLAGS else pa.float64())
+        values = [common.get(name, row.get(name)) for row in rows]
+        table[name] = pa.array(values, kind, from_pandas=True)
+    write_table(out, pa.table(table))

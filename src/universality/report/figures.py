@@ -128,12 +128,13 @@ def circuit_effects(results: Results) -> str:
     """Every sender's direct effect on the logit difference, by model and corruption, with intervals."""
     corruptions = ["replace_B", "replace_A"]
     with plt.rc_context(STYLE):
-        n_models = len(results.induction)
+        tables = results.of_circuits("paths")
+        n_models = len(tables)
         figure, axes = plt.subplots(n_models, 2, figsize=(11, 3.4 * n_models), squeeze=False)
-        for row, (model, table) in zip(axes, results.induction.items(), strict=True):
+        for row, (model, table) in zip(axes, tables.items(), strict=True):
             receivers = [r for r in table.receiver.dropna().unique() if r != "logits"]
             for axis, corruption in zip(row, corruptions, strict=True):
-                rows = table[(table.corruption == corruption) & (table.path == "direct")]
+                rows = table[(table.corruption == corruption) & (table.path == "direct") & table.input.isna()]
                 _effect_bars(axis, rows[rows.receiver == "logits"], "#0b6e99", "to the logits", -0.2)
                 for receiver in receivers:
                     through = rows[rows.receiver == receiver].set_index("sender")
@@ -157,9 +158,10 @@ def _effect_bars(axis, rows: pd.DataFrame, colour: str, label: str, shift: float
 def off_by_one_profiles(results: Results) -> str:
     """Effect of exchanging the state write at each offset from B, a line a layer."""
     with plt.rc_context(STYLE):
-        n_models = len(results.off_by_one)
+        tables = results.of_circuits("off_by_one")
+        n_models = len(tables)
         figure, axes = plt.subplots(1, n_models, figsize=(5.5 * n_models, 3.8), squeeze=False)
-        for axis, (model, table) in zip(axes[0], results.off_by_one.items(), strict=True):
+        for axis, (model, table) in zip(axes[0], tables.items(), strict=True):
             for number, (layer, rows) in enumerate(table.sort_values("offset").groupby("layer")):
                 error = np.array([rows.logit_diff - rows.logit_diff_low, rows.logit_diff_high - rows.logit_diff])
                 axis.errorbar(

@@ -63,13 +63,15 @@ def render(title: str, results: Results, measured: dict) -> str:
 def _figures(results: Results) -> dict[str, str]:
     """Name -> SVG; a figure whose results the study does not have is left out."""
     settings = {c.summary["setting"] for c in results.comparisons.values()}
-    drawn = {"mppc": figures.mppc_distributions(results), "circuits": figures.circuit_effects(results)}
+    drawn = {"mppc": figures.mppc_distributions(results)}
+    if results.of_circuits("paths"):
+        drawn["circuits"] = figures.circuit_effects(results)
     drawn |= {"saes": figures.sae_quality(results), "frequency": figures.firing_frequency(results)}
     if results.spaces:
         drawn["spaces"] = figures.space_maps(results)
     if "cross_architecture" in settings:
         drawn["depth"] = figures.depth_maps(results)
-    if results.off_by_one:
+    if results.of_circuits("off_by_one"):
         drawn["off_by_one"] = figures.off_by_one_profiles(results)
     if results.training:
         drawn["training"] = figures.training_curves(results)

@@ -10,6 +10,8 @@ from universality.storage import read_json, read_table
 
 MATCHED = 0.7
 """Correlation from which on a feature counts as matched, as cosines do in Paulo & Belrose (arXiv 2501.16615)."""
+INDUCTION = "induction"
+"""The task whose circuits are drawn."""
 QUALITY = ["L0", "explained_variance", "loss_recovered", "kl", "dead", "dense", "shrinkage"]
 """What is told of a dictionary."""
 
@@ -25,7 +27,7 @@ class Comparison(NamedTuple):
 class Results(NamedTuple):
     """`training`: model -> curves, of the models trained here; `sae_quality`: a row a dictionary and site;
     `crosscoders`: name -> features; `decoders`: comparison -> shares matched by decoder; `spaces`: comparison ->
-    measures of whole layers; `induction` and `off_by_one`: model -> effects."""
+    measures of whole layers; `circuits`: (task, model, kind of table) -> table."""
 
     training: dict[str, pd.DataFrame]
     sae_quality: pd.DataFrame
@@ -33,8 +35,12 @@ class Results(NamedTuple):
     comparisons: dict[str, Comparison]
     decoders: dict[str, pd.DataFrame]
     spaces: dict[str, pd.DataFrame]
-    induction: dict[str, pd.DataFrame]
-    off_by_one: dict[str, pd.DataFrame]
+    circuits: dict[tuple[str, str, str], pd.DataFrame]
+
+    def of_circuits(self, kind: str, task: str = INDUCTION) -> dict[str, pd.DataFrame]:
+        """Model -> table of a kind, of the models that do the task."""
+        found = {model: table for (t, model, k), table in self.circuits.items() if (t, k) == (task, kind)}
+        return {model: table for model, table in found.items() if len(table) and table.passes.iloc[0]}
 
 
 def read_results(
@@ -56,11 +62,8 @@ def read_results(
     }
     shares = {p.stem.removesuffix("_shares"): _frame(p) for p in decoders}
     whole = {p.stem: _frame(p) for p in spaces}
-    induction, off_by_one = (
-        {p.stem.removeprefix(task): _frame(p) for p in circuits if p.stem.startswith(task)}
-        for task in ("induction_", "off_by_one_")
-    )
-    return Results(training, _frame(saes), features, comparisons, shares, whole, induction, off_by_one)
+    tables = {(p.parent.parent.name, p.parent.name, p.stem): _frame(p) for p in circuits}
+    return Results(training, _frame(saes), features, comparisons, shares, whole, tables)
 
 
 def _frame(path: Path) -> pd.DataFrame:
@@ -87,10 +90,7 @@ def metrics(results: Results) -> dict:
         "alignment": {name: _alignment_metrics(c) for name, c in results.comparisons.items()},
         "decoders": {name: _decoder_metrics(table) for name, table in results.decoders.items()},
         "spaces": {name: _space_metrics(table) for name, table in results.spaces.items()},
-        "circuits": {
-            "induction": {name: _induction_metrics(table) for name, table in results.induction.items()},
-            "off_by_one": {name: _off_by_one_metrics(table) for name, table in results.off_by_one.items()},
-        },
+        "circuits": _circuit_metrics(results),
     }
 
 
@@ -168,14 +168,40 @@ def _space_metrics(table: pd.DataFrame) -> dict:
     return found
 
 
-def _induction_metrics(table: pd.DataFrame) -> dict:
-    clean = table[(table.path == "clean") & (table.corruption == "replace_B")].iloc[0]
+def _circuit_metrics(results: Results) -> dict:
+    """Task -> model -> accuracy and, if the model does the task, what its tables say in short."""
+    found: dict[str, dict] = {}
+    for (task, model, kind), table in results.circuits.items():
+        one = found.setdefault(task, {}).setdefault(model, {})
+        if kind == "paths":
+            one |= _path_metrics(table)
+        elif len(table) and kind == "off_by_one":
+            one["off_by_one"] = _off_by_one_metrics(table)
+        elif len(table) and kind == "curves":
+            rows = table[table["size"].isna() | table.curve.str.contains("measured|largest")]
+            one["attribution"] = {r.curve: {"mean": r.value, "low": r.low, "high": r.high} for r in rows.itertuples()}
+    return found
+
+
+def _path_metrics(table: pd.DataFrame) -> dict:
+    clean = table[table.path == "clean"].iloc[0]
+    measured = {
+        "accuracy": float(clean.accuracy),
+        "passes": bool(clean.passes),
+        "clean": {m: _interval(clean, m) for m in ("logit_diff", "log_prob", "prob", "logit")},
+    }
     paths = table[(table.receiver == "logits") & (table.path == "direct")]
-    strongest: dict[str, dict] = {}
-    for (corruption, kind), rows in paths.groupby(["corruption", paths.sender.map(_kind)]):
-        row = rows.loc[rows.logit_diff.idxmin()]
-        strongest.setdefault(corruption, {})[kind] = {"sender": row.sender, **_interval(row, "logit_diff")}
-    return {"clean": {m: _interval(clean, m) for m in ("logit_diff", "log_prob")}, "strongest_direct": strongest}
+    if len(paths):
+        strongest: dict[str, dict] = {}
+        for (corruption, kind), rows in paths.groupby(["corruption", paths.sender.map(_kind)]):
+            row = rows.loc[rows.logit_diff.abs().idxmax()]
+            strongest.setdefault(corruption, {})[kind] = {"sender": row.sender, **_interval(row, "logit_diff")}
+        default = table[table.path == "direct"].corruption.iloc[0]
+        sure = paths.matters.astype("boolean").fillna(False) & paths.above_null.astype("boolean").fillna(False)
+        rows = paths[(paths.corruption == default) & sure]
+        measured["strongest_direct"] = strongest
+        measured["above_null"] = {r.sender: _interval(r, "logit_diff") | {"share": r.share} for r in rows.itertuples()}
+    return measured
 
 
 def _kind(sender: str) -> str:

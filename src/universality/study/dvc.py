@@ -93,7 +93,14 @@ STAGES = (
         ("alignment", "models.zoo"),
         rules="$(universality study rules alignment)",
     ),
-    Stage("circuits", "circuits", ("models", *_TOKENS), ("circuits",), ("circuits", "models.zoo")),
+    Stage(
+        "circuits",
+        "circuits",
+        ("models", *_TOKENS, *_TOKENIZERS),
+        ("circuits",),
+        ("circuits", "models.zoo"),
+        rules="$(universality study rules circuits)",
+    ),
     Stage(
         "report",
         "report",

@@ -1,22 +1,12 @@
-import numpy as np
 import pytest
 import torch
 
 from tests.conftest import LENGTH, tiny_model
-from universality.circuits.metrics import METRICS, measure
+from universality.circuits.metrics import measure
 from universality.circuits.off_by_one import OFFSETS, profile
-from universality.circuits.path_patching import Component, PatchingBatch, mixing_sites, senders
-from universality.circuits.settings import CircuitsSettings
-from universality.circuits.tables import induction_table, off_by_one_table
+from universality.circuits.path_patching import Component, PatchingBatch, mixing_sites
 from universality.circuits.tasks.induction import make_task
 from universality.errors import StudyError
-from universality.models.settings import STATE_SPACE_FAMILIES
-from universality.storage import read_table
-
-SETTINGS = CircuitsSettings(
-    threads=1, task_seed=1, samples=12, batch_size=5, sequence_length=16,
-    bootstrap_seed=2, bootstrap_samples=50, confidence=0.9,
-)  # fmt: skip
 
 
 @pytest.fixture
@@ -145,41 +135,3 @@ def test_the_profile_of_convolutions_that_see_the_token_before_is_off_by_one(tas
     for offset in OFFSETS:
         if offset != 1:
             assert effects[1, offset].abs().max() < 1e-5
-
-
-def test_tables_have_a_row_an_effect_and_intervals_around_it(corpus, tmp_path, family):
-    tiny_model(family, vocab_size=300).hf.save_pretrained(tmp_path / family)
-    induction_table(tmp_path / family, corpus / "tokens", SETTINGS, tmp_path / "induction.parquet")
-    table = read_table(tmp_path / "induction.parquet").to_pandas()
-    n_senders = len(senders(tiny_model(family)))
-    to_logits = table[table.receiver == "logits"]
-    assert len(to_logits) == n_senders * 2 * 2  # corruptions, direct and total
-    assert (table.path == "clean").sum() == 2
-    assert table.receiver.dropna().nunique() <= 2
-    for metric in METRICS:
-        assert (table[f"{metric}_low"] <= table[metric] + 1e-9).all()
-        assert (table[metric] <= table[f"{metric}_high"] + 1e-9).all()
-    if family in STATE_SPACE_FAMILIES:
-        off_by_one_table(tmp_path / family, corpus / "tokens", SETTINGS, tmp_path / "off.parquet")
-        off = read_table(tmp_path / "off.parquet").to_pandas()
-        assert sorted(zip(off.layer, off.offset, strict=True)) == [(n, o) for n in (0, 1) for o in OFFSETS]
-    else:
-        with pytest.raises(StudyError, match=f"needs state-space layers; {family} has none"):
-            off_by_one_table(tmp_path / family, corpus / "tokens", SETTINGS, tmp_path / "off.parquet")
-
-
-def test_batches_together_are_the_whole(corpus, tmp_path, family):
-    tiny_model(family, vocab_size=300).hf.save_pretrained(tmp_path / family)
-    tables = []
-    for size in (5, 12):
-        settings = SETTINGS.model_copy(update={"batch_size": size})
-        induction_table(tmp_path / family, corpus / "tokens", settings, tmp_path / "t.parquet")
-        tables.append(read_table(tmp_path / "t.parquet").to_pandas())
-    np.testing.assert_allclose(tables[0].logit_diff, tables[1].logit_diff, atol=1e-4)
-
-
-def test_a_sequence_beyond_the_trained_length_is_an_error(corpus, tmp_path):
-    tiny_model("gpt_neox", vocab_size=300).hf.save_pretrained(tmp_path / "m")
-    settings = SETTINGS.model_copy(update={"sequence_length": 17})
-    with pytest.raises(StudyError, match=r"circuits\.sequence_length: 17 is more than corpus\.sequence_length=16"):
-        induction_table(tmp_path / "m", corpus / "tokens", settings, tmp_path / "t.parquet")

@@ -90,6 +90,8 @@ class IOISettings(Settings):
     tokens of the vocabulary."""
 
 
+REPETITIONS = ("induction", "natural_induction")
+"""Kinds in which A and B come, and then A again."""
 AnyTask = Annotated[
     InductionSettings | NaturalInductionSettings | RecallSettings | IOISettings, Field(discriminator="kind")
 ]

@@ -1,0 +1,102 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import LENGTH, tiny_model
+from universality.circuits.metrics import METRICS
+from universality.circuits.planted import planted_mamba, planted_transformer
+from universality.circuits.settings import Attributing, Measuring
+from universality.circuits.tables import Circuit, write_attribution, write_off_by_one, write_paths
+from universality.circuits.tasks.induction import make_task
+
+MEASURING = Measuring(
+    task_seed=1, samples=12, batch_size=5, min_accuracy=0.0, null_seed=2, bootstrap_seed=3, bootstrap_samples=50,
+    confidence=0.9, false_discovery_rate=0.05, min_share=0.05,
+)  # fmt: skip
+ATTRIBUTING = Attributing(steps=2, sizes=[0, 1, 2, 4])
+
+
+def circuit(model, **changes) -> Circuit:
+    task = make_task(MEASURING.samples, LENGTH, 40, end_of_text=0, seed=1)
+    return Circuit(model, "m", task, MEASURING.model_copy(update=changes))
+
+
+def paths(model, out, **changes) -> pd.DataFrame:
+    write_paths(circuit(model, **changes), out / "paths.parquet")
+    return pd.read_parquet(out / "paths.parquet")
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "mamba", "rwkv", "falcon_h1"])
+def test_every_family_has_a_row_a_path_and_intervals_around_it(tmp_path, family):
+    table = paths(tiny_model(family), tmp_path)
+    assert (table.path == "clean").sum() == 1
+    measured = table[table.receiver.notna()]
+    assert set(measured.corruption) == {"replace_B", "replace_A", "no_repeat", "random"}
+    key = ["corruption", "sender", "receiver", "input", "path"]
+    assert not measured.duplicated(key).any()
+    assert measured.receiver.nunique() <= 2  # the logits and, if it is not in the first layer, the strongest receiver
+    for metric in METRICS:
+        assert (table[f"{metric}_low"] <= table[metric] + 1e-9).all()
+        assert (table[metric] <= table[f"{metric}_high"] + 1e-9).all()
+    assert measured.p_value.between(0, 1).all()
+    to_logits = measured[measured.receiver == "logits"]
+    assert to_logits.null.notna().all()
+    assert (table.accuracy == table.top1[0]).all()
+
+
+@pytest.mark.parametrize("plant", [planted_transformer, planted_mamba])
+def test_the_planted_component_alone_matters_and_is_above_the_null(tmp_path, plant):
+    planted = plant(40, LENGTH) if plant is planted_transformer else plant(40, offset=1)
+    table = paths(planted.model, tmp_path)
+    assert table.accuracy[0] == 1
+    direct = table[(table.corruption == "replace_B") & (table.receiver == "logits") & (table.path == "direct")]
+    if plant is planted_transformer:
+        assert set(table.receiver.dropna()) == {"logits", planted.inducer.name}
+    found = direct[direct.matters.astype(bool)]
+    assert set(found.layer) == {planted.inducer.layer}
+    assert planted.inducer.name in set(found.sender)
+    assert found.above_null.astype(bool).all()
+    assert found.share.to_numpy() == pytest.approx(1, abs=0.02)
+    idle = direct[~direct.matters.astype(bool)]
+    assert (idle.share.abs() < 1e-3).all()
+
+
+def test_batches_together_are_the_whole(tmp_path):
+    tables = [paths(tiny_model("gpt_neox"), tmp_path, batch_size=size) for size in (5, 12)]
+    np.testing.assert_allclose(tables[0].logit_diff, tables[1].logit_diff, atol=1e-4)
+    np.testing.assert_allclose(tables[0].null, tables[1].null, atol=1e-4)
+
+
+def test_a_model_that_fails_the_task_is_said_to_and_not_looked_into(tmp_path):
+    model = tiny_model("mamba")
+    table = paths(model, tmp_path, min_accuracy=0.5)
+    assert not table.passes.any()
+    assert list(table.path) == ["clean", "replace_B", "replace_A", "no_repeat", "random"]
+    failing = circuit(model, min_accuracy=0.5)
+    write_off_by_one(failing, tmp_path / "off.parquet")
+    write_attribution(failing, ATTRIBUTING, tmp_path / "scores.parquet", tmp_path / "curves.parquet")
+    for name in ("off", "scores", "curves"):
+        assert pd.read_parquet(tmp_path / f"{name}.parquet").empty
+
+
+def test_attribution_names_the_planted_component_and_its_circuit_is_faithful(tmp_path):
+    planted = planted_transformer(40, LENGTH)
+    write_attribution(circuit(planted.model), ATTRIBUTING, tmp_path / "scores.parquet", tmp_path / "curves.parquet")
+    scores = pd.read_parquet(tmp_path / "scores.parquet")
+    heads = scores[scores["head"].notna()]
+    assert heads.loc[heads.score.abs().idxmax()].component == planted.inducer.name
+    curves = pd.read_parquet(tmp_path / "curves.parquet")
+    faithful = curves[curves.curve == "faithfulness"].set_index("size").value
+    assert faithful[0] == pytest.approx(0, abs=0.01)
+    assert faithful[4] == pytest.approx(1, abs=0.05)
+    [correlation] = curves[curves.curve == "rank correlation with measured"].value
+    assert -1 <= correlation <= 1
+
+
+def test_the_profile_of_a_planted_state_is_tabulated(tmp_path):
+    planted = planted_mamba(40, offset=1)
+    write_off_by_one(circuit(planted.model), tmp_path / "off.parquet")
+    table = pd.read_parquet(tmp_path / "off.parquet")
+    strongest = table.loc[table.logit_diff.idxmin()]
+    assert (strongest.layer, strongest.offset) == (planted.inducer.layer, 1)
+    assert (table.logit_diff_low <= table.logit_diff_high).all()
