@@ -6,6 +6,7 @@ so an edited module reruns exactly the stages that use it, whatever git does to 
 
 import ast
 import hashlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def source_files(source: Path, module: str) -> tuple[Path, ...]:
         name = waiting.pop()
         parts = name.split(".")
         for end in range(1, len(parts) + 1):
-            path = _file(source, parts[:end])
+            path = _file(source, ".".join(parts[:end]))
             if path is not None and path not in seen:
                 seen.add(path)
                 waiting += _imports(path, path.read_bytes())
@@ -48,18 +49,19 @@ def running_code(module: str) -> str:
     return digest.hexdigest()
 
 
-def _file(source: Path, parts: list[str]) -> Path | None:
-    base = source.joinpath(*parts)
+@cache  # closures overlap: without these caches most files are looked up and parsed several times a reading of rules
+def _file(source: Path, name: str) -> Path | None:
+    base = source.joinpath(*name.split("."))
     for path in (base / "__init__.py", base.with_suffix(".py")):
         if path.is_file():
             return path
     return None
 
 
-@cache  # closures overlap: without it most files are parsed several times whenever Snakemake reads its rules
+@cache
 def _imports(path: Path, content: bytes) -> list[str]:
     names = []
-    for node in ast.walk(ast.parse(content)):
+    for node in _statements(ast.parse(content)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level:
@@ -67,3 +69,11 @@ def _imports(path: Path, content: bytes) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [f"{node.module}.{alias.name}" for alias in node.names]
     return [name for name in names if name.split(".")[0] == PACKAGE]
+
+
+def _statements(block: ast.AST) -> Iterator[ast.AST]:
+    """All statements in a block; most of a syntax tree is expressions, which import nothing."""
+    for node in ast.iter_child_nodes(block):
+        if isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
+            yield node
+            yield from _statements(node)

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.workflow.killing import kill_a_job_of_every_stage
 from tests.workflow.project import Project, commit, new_project
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, worker_id) -> Path:
     """A folder with the smoke study after `make run` and `make record`, pushed to a remote in a local folder: `a` to
-    look at, `untouched` to copy, what the run printed in run.log. The first worker that asks makes it, others wait."""
+    look at, `untouched` to copy. A job of every stage is killed on the way: what these runs printed is in killed.log,
+    what the one that completed did in run.log. The first worker that asks makes it, others wait."""
     shared = tmp_path_factory.getbasetemp()
     base = (shared if worker_id == "master" else shared.parent) / "finished"
     with FileLock(base.with_suffix(".lock")):
@@ -26,6 +28,7 @@ def finished(tmp_path_factory, worker_id) -> Path:
 
 def make(base: Path) -> None:
     project = new_project(base / "a")
+    kill_a_job_of_every_stage(project, base / "killed.log")
     (base / "run.log").write_text(project.run("make", "run").stdout)
     project.run("make", "record")
     project.run("dvc", "remote", "add", "-d", "shared", str(base / "remote"))

@@ -3,13 +3,15 @@
 import contextlib
 import re
 import subprocess
-import sys
 
 import pytest
+import typer
 import yaml
+from typer.testing import CliRunner
 
 from tests.conftest import SENTENCE
 from tests.workflow.project import ROOT, Project
+from universality.cli import app
 
 SMOKE = yaml.safe_load((ROOT / "studies" / "smoke.yaml").read_text())
 
@@ -212,10 +214,6 @@ def test_the_papers_study_plans_without_network(tmp_path):
 
 
 def command_names():
-    import typer
-
-    from universality.cli import app
-
     for stage, group in typer.main.get_command(app).commands.items():
         for command in group.commands:
             yield stage, command
@@ -223,9 +221,7 @@ def command_names():
 
 @pytest.mark.parametrize(("stage", "command"), list(command_names()))
 def test_every_command_has_help_with_an_example(stage, command):
-    run = subprocess.run(
-        [sys.executable, "-m", "universality.cli", stage, command, "--help"], capture_output=True, text=True
-    )
-    assert run.returncode == 0
-    assert f"universality {stage} {command}" in run.stdout
-    assert f"Example: universality {stage} {command}" in " ".join(run.stdout.split())
+    run = CliRunner().invoke(app, [stage, command, "--help"], prog_name="universality")
+    assert run.exit_code == 0
+    assert f"universality {stage} {command}" in run.output
+    assert f"Example: universality {stage} {command}" in " ".join(run.output.split())

@@ -1,6 +1,11 @@
-"""A killed job, and a killed Snakemake, cost nothing but time: the next run completes with the same bytes."""
+"""A killed job, and a killed Snakemake, cost nothing but time: the next run completes with the same bytes.
+
+Jobs of every stage were killed while the finished study was made; the audit in test_smoke_study.py finds the same bytes
+without interruption.
+"""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,63 +14,23 @@ import time
 import psutil
 import pytest
 
-from tests.workflow.project import Project, copy, environment
+from tests.workflow.killing import STAGES, stage_of
+from tests.workflow.project import copy, environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interruption")]
-
-
-STAGES = ("corpus", "models", "activations", "saes", "features", "alignment", "circuits", "report")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workflow")]
 
 
-def stage_of(process: psutil.Process) -> str | None:
-    """The stage a `universality` process works on; None for any other process."""
-    try:
-        command = process.cmdline()
-    except psutil.Error:
-        return None
-    names = [os.path.basename(part) for part in command[:2]]
-    return command[names.index("universality") + 1] if "universality" in names and "python" in names[0] else None
+def test_killed_jobs_leave_nothing_behind(study, finished):
+    printed = (finished / "killed.log").read_text()
+    failed = re.findall(r"^Error in rule (\w+):", printed, re.M)
+    assert [name.split("_")[0] for name in failed] == list(STAGES)
+    assert not list((study.folder / "results").rglob(".*partial*"))
 
 
-def run_and_kill(project: Project, stage: str, log, *arguments: str) -> int:
-    """Run Snakemake and kill -9 the first job of `stage` soon after it began; the exit status of Snakemake."""
-    with open(log, "a") as out:
-        run = subprocess.Popen(
-            ["snakemake", *arguments], cwd=project.folder, env=environment(), stdout=out, stderr=subprocess.STDOUT
-        )
-        killed = False
-        while run.poll() is None:
-            if not killed:
-                for child in psutil.Process(run.pid).children(recursive=True):
-                    if stage_of(child) == stage:
-                        time.sleep(0.5)
-                        if child.is_running():
-                            child.send_signal(signal.SIGKILL)
-                            killed = True
-                        break
-            time.sleep(0.05)
-    assert killed, f"no job of {stage} was seen"
-    return run.returncode
-
-
-def test_killed_jobs_run_again_to_the_same_bytes(untouched, tmp_path):
+def test_a_killed_snakemake_is_unlocked_and_goes_on(study, untouched, tmp_path):
     project = copy(untouched, tmp_path / "copy")
-    results = project.folder / "results"
-    for stage in STAGES:
-        shutil.rmtree(results / stage)
-    (results / "metrics.json").unlink()
-    for stage in STAGES:
-        shutil.rmtree(results / stage, ignore_errors=True)  # earlier rounds may have made it already
-        assert run_and_kill(project, stage, tmp_path / "log") != 0, stage
-    completed = project.snakemake()
-    assert project.result_hashes() == untouched.result_hashes(), completed.stdout[-3000:]
-    partial = list(results.rglob(".*partial*"))
-    assert partial == [], "leftovers of killed jobs"
-
-
-def test_a_killed_snakemake_is_unlocked_and_goes_on(untouched, tmp_path):
-    project = copy(untouched, tmp_path / "copy")
-    shutil.rmtree(project.folder / "results" / "alignment")
+    for folder in ("cross", "parts/cross"):
+        shutil.rmtree(project.folder / "results" / "alignment" / folder)
     run = subprocess.Popen(["snakemake"], cwd=project.folder, env=environment(), start_new_session=True)
     while not any(stage_of(child) == "alignment" for child in psutil.Process(run.pid).children(recursive=True)):
         time.sleep(0.05)
@@ -74,4 +39,4 @@ def test_a_killed_snakemake_is_unlocked_and_goes_on(untouched, tmp_path):
     run.wait()
     project.snakemake("--unlock")
     project.snakemake()
-    assert project.result_hashes() == untouched.result_hashes()
+    assert project.result_hashes() == study.result_hashes()

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from tests.workflow.killing import STAGES
 from tests.workflow.project import ROOT, Project, clone, copy, stage_edges
 from universality.config import load_study
 from universality.plan import Plan
@@ -94,7 +95,7 @@ def test_the_page_needs_nothing_but_itself(study):
 
 
 def test_every_job_leaves_a_log_and_its_benchmark(study, finished):
-    printed = (finished / "run.log").read_text()
+    printed = (finished / "killed.log").read_text()
     logs = study.folder / "logs"
     plan = Plan(load_study(study.folder / "params.yaml"))
     n_saes = len(plan.dictionaries()) + len(plan.evaluations()) + 1
@@ -106,7 +107,8 @@ def test_every_job_leaves_a_log_and_its_benchmark(study, finished):
             assert len(list((logs / stage).rglob(f"*.{suffix}"))) == count, (stage, suffix)
     assert re.search(r"neox step 40: text [\d.]+ nats", (logs / "models" / "neox.log").read_text())
     assert re.search(r"steps: 60/60, [\d.]+/s, 0 s left", printed)
-    assert printed.count("This study needs about") == 1
+    assert printed.count("This study needs about") == len(STAGES)  # one for each run
+    assert (finished / "run.log").read_text().count("This study needs about") == 1
     assert "This study needs" not in study.snakemake("-n", "--forceall").stdout
 
 
@@ -177,8 +179,8 @@ def test_edited_code_reruns_the_stages_that_run_it(study, tmp_path, file, stages
     ("old", "new", "rules"),
     [
         # Which layers are compared does not retrain the model; its activations hold all compared layers.
-        ("mamba: {source: train,", "mamba: {layers: [1], source: train,", AFTER_SAES | {"activations"}),
-        ("evaluation_sequences: 128", "evaluation_sequences: 256", AFTER_SAES | {"activations"}),
+        ("    neox: {source: train,", "    neox: {layers: [1], source: train,", AFTER_SAES | {"activations"}),
+        ("evaluation_sequences: 256", "evaluation_sequences: 512", AFTER_SAES | {"activations"}),
         ("bootstrap_samples: 50", "bootstrap_samples: 60", {"alignment", "report"}),
         ("task_seed: 50", "task_seed: 51", {"circuits", "report"}),
     ],
@@ -192,7 +194,7 @@ def test_edited_settings_rerun_only_what_depends_on_them(study, tmp_path, old, n
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("evaluation_sequences: 128", "evaluation_sequences: 256"),
+        ("evaluation_sequences: 256", "evaluation_sequences: 512"),
         ("evaluation: {sequences: 64", "evaluation: {sequences: 32"),
     ],
 )
@@ -209,13 +211,13 @@ def test_more_tokens_add_shards_and_leave_the_old_ones_alone(study, tmp_path):
     project.edit("params.yaml", "  train_sequences: 256", "  train_sequences: 512")
     plan = project.snakemake("-n", "--quiet", "host").stdout
     shards = set(re.findall(r"output: results/activations/\S*?/(train|evaluation)/(shard_\d+)", plan))
-    assert shards == {("train", "shard_2"), ("train", "shard_3")}
+    assert shards == {("train", "shard_1")}
     before = {name: digest for name, digest in study.result_hashes().items() if name.startswith("activations/")}
     project.snakemake("all_activations")
     after = project.result_hashes()
     assert {name: after[name] for name in before} == before
     new = {name for name in after if name.startswith("activations/")} - before.keys()
-    assert {name.split("/")[4] for name in new} == {"shard_2", "shard_3"}
+    assert {name.split("/")[4] for name in new} == {"shard_1"}
 
 
 def test_results_of_another_study_are_not_recorded(study, tmp_path):
@@ -231,7 +233,8 @@ def test_results_of_another_study_are_not_recorded(study, tmp_path):
 
 
 def test_an_audit_on_one_core_finds_the_same_bytes(study, colleague):
-    """Everything again, serially, on one core where the first run had all; dvc.lock must not change."""
+    """Everything again, serially, on one core where the first runs had all, and without interruption where jobs were
+    killed in those; dvc.lock must not change."""
     before = (colleague.folder / "dvc.lock").read_bytes()
     colleague.run("taskset", "--cpu-list", "0", "make", "audit")
     assert (colleague.folder / "dvc.lock").read_bytes() == before

@@ -11,16 +11,18 @@ import json
 import os
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
 
 from universality.activations.settings import Device, DType, Products, Split
 from universality.errors import StudyError
 from universality.settings import Positive, Settings, parse
 from universality.storage import read_json
+
+if TYPE_CHECKING:
+    import torch  # only where values are tensors: comparing codes, which needs rows alone, does without
 
 FORMAT = 2
 VALUES, ROWS, MANIFEST = "values.safetensors", "rows.safetensors", "manifest.json"
@@ -29,17 +31,20 @@ _LONGEST_HEADER = 2**16
 
 
 class Encoding(NamedTuple):
-    """A stored dtype: safetensors' name, torch's dtype, and the numpy dtype that holds its bits."""
+    """A stored dtype: safetensors' name, the name of torch's dtype, and the numpy dtype that holds its bits."""
 
     name: str
-    torch: torch.dtype
+    torch_name: str
     numpy: type
 
+    @property
+    def torch(self) -> "torch.dtype":
+        import torch
 
-ENCODINGS = {
-    "bf16": Encoding("BF16", torch.bfloat16, np.uint16),
-    "fp32": Encoding("F32", torch.float32, np.float32),
-}
+        return getattr(torch, self.torch_name)
+
+
+ENCODINGS = {"bf16": Encoding("BF16", "bfloat16", np.uint16), "fp32": Encoding("F32", "float32", np.float32)}
 
 
 class TokenRows(NamedTuple):

@@ -2,11 +2,13 @@
 read. Row t is the same token at every site and in every model of one tokenizer; end-of-text tokens are left out.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from universality.activations.format import (
     ENCODINGS,
@@ -20,6 +22,9 @@ from universality.activations.format import (
 )
 from universality.errors import StudyError
 from universality.storage import read_tensors, sha256
+
+if TYPE_CHECKING:
+    import torch  # only where values are read: comparing codes, which needs rows alone, does without
 
 _SHARED = (
     "model",
@@ -87,6 +92,8 @@ class ActivationStore:
         Whatever that order, the disk is read forward. The result lies in `buffer`, if given; memory that was used
         before costs a fraction of new memory. Beside the result this takes 16 bytes a row.
         """
+        import torch
+
         out = self.buffer(len(rows)) if buffer is None else buffer[: len(rows)]
         bits = out.view(torch.uint16).numpy() if self._encoding.numpy is np.uint16 else out.numpy()
         order = np.argsort(rows, kind="stable")
@@ -103,10 +110,14 @@ class ActivationStore:
 
     def buffer(self, rows: int) -> torch.Tensor:
         """Memory for gathering `rows` rows [rows, d_in], in stored dtype."""
+        import torch
+
         return torch.empty(rows, self.d_in, dtype=self._encoding.torch)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` [n, *shape], float32."""
+        import torch
+
         start, stop = max(start, 0), min(stop, self.n_rows)
         out = torch.empty(max(stop - start, 0), self.d_in)
         for shard, first, last in zip(self._shards, self._starts, self._starts[1:], strict=False):
