@@ -204,6 +204,11 @@ class SAE(nn.Module, ABC):
         return self.reconstruct(x, SparseEntries(values, pattern), values) * scale + mean
 
     @torch.no_grad()
+    def written(self, x: torch.Tensor, features: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """What `codes` [B, n] of these `features` [n] add to the reconstruction of inputs x [B, d_in]: [B, d_out]."""
+        return (codes @ self.W_dec[features]) * self._normalised(x)[2]
+
+    @torch.no_grad()
     def rescale(self, in_scale: torch.Tensor | float, out_scale: torch.Tensor | float) -> None:
         """Make a dictionary from `in_scale * x` to `out_scale * y`, numbers or [d_in] and [d_out], one from x to y with
         the same codes."""
