@@ -46,8 +46,8 @@ def off_by_one_table(model_folder: Path, tokens_folder: Path, settings: Circuits
     effects: dict[Row, list[torch.Tensor]] = defaultdict(list)
     for batch in progress(task.batches(settings.batch_size), "off-by-one batches"):
         with torch.inference_mode():
-            for layer, offset, values in profile(model, batch, "replace_B"):
-                effects["replace_B", layer, offset].append(values)
+            for sender, offset, values in profile(model, batch, "replace_B", kinds=["mamba"]):
+                effects["replace_B", sender.layer, offset].append(values)
     _write(effects, ("corruption", "layer", "offset"), model_folder.name, settings, out)
 
 
