@@ -1,4 +1,4 @@
-# Which components do a task: path patching, the off-by-one profile and attribution of every trained model.
+# Which components do a task: path patching, off-by-one profiles, cuts, graphs and attribution, of every trained model.
 
 
 localrules:
@@ -29,23 +29,26 @@ rule circuits_paths:
         " --settings {params.settings:q} --out {output} --threads {params.threads} --log {log}"
 
 
-rule circuits_off_by_one:
+rule circuits_routes:
     input:
         unpack(circuit_inputs),
     output:
-        "results/circuits/{task}/{model}/off_by_one.parquet",
+        off_by_one="results/circuits/{task}/{model}/off_by_one.parquet",
+        mixing="results/circuits/{task}/{model}/mixing.parquet",
+        graph="results/circuits/{task}/{model}/graph.json",
     log:
-        "logs/circuits/{task}/{model}/off_by_one.log",
+        "logs/circuits/{task}/{model}/routes.log",
     benchmark:
-        "logs/circuits/{task}/{model}/off_by_one.tsv"
+        "logs/circuits/{task}/{model}/routes.tsv"
     threads: study.circuits.threads
     params:
         settings=task_settings,
         threads=study.circuits.threads,
         code=code("circuits"),
     shell:
-        "universality circuits off-by-one --model {input.model} --tokens {input.tokens} --tokenizer {input.tokenizer}"
-        " --settings {params.settings:q} --out {output} --threads {params.threads} --log {log}"
+        "universality circuits routes --model {input.model} --tokens {input.tokens} --tokenizer {input.tokenizer}"
+        " --settings {params.settings:q} --off-by-one {output.off_by_one} --mixing {output.mixing}"
+        " --graph {output.graph} --threads {params.threads} --log {log}"
 
 
 rule circuits_attribution:

@@ -9,7 +9,7 @@ from universality.alignment.settings import DECODERS, PARTS, SPACES, Comparison,
 from universality.circuits.tasks.settings import REPETITIONS
 from universality.config import Study
 from universality.corpus.settings import EVALUATION, TRAIN, AnyTokenizer
-from universality.models.settings import STATE_SPACE_FAMILIES, UntrainedModel
+from universality.models.settings import UntrainedModel
 from universality.saes.settings import CROSSCODERS, AnyVariant
 
 OTHER_TOKENIZERS, OTHER_TOKENS = "other_tokenizers", "other_tokens"
@@ -187,7 +187,7 @@ class Plan:
         if stage == "activations":
             return [cached.rule for cached in self.cached()]
         if stage == "circuits":
-            return ["circuits_paths", "circuits_off_by_one", "circuits_attribution"]
+            return ["circuits_paths", "circuits_routes", "circuits_attribution"]
         if stage == "alignment":
             return ["alignment_match", "alignment", "alignment_tables", "alignment_decoders", "alignment_spaces"]
         if stage == "saes":
@@ -276,18 +276,15 @@ class Plan:
         return [name for name, model in self.study.models.zoo.items() if not isinstance(model, UntrainedModel)]
 
     def circuit_tables(self, *wanted: str) -> list[str]:
-        """Of every task and model; off_by_one where the task has a B and the model a state that it is written into.
-        Those of the wanted kinds, or all."""
+        """Of every task and model; how an answer gets to the end where the task is induction. Of the wanted kinds, or
+        all."""
         found = []
         for task, settings in self.study.circuits.tasks.items():
-            for model in self.circuit_models():
-                kinds = ["paths", "attribution", "curves"]
-                has_state = self.study.models.zoo[model].family in STATE_SPACE_FAMILIES
-                if has_state and settings.kind in REPETITIONS:
-                    kinds.append("off_by_one")
-                found += [
-                    f"results/circuits/{task}/{model}/{kind}.parquet" for kind in kinds if kind in (wanted or kinds)
-                ]
+            kinds = ["paths.parquet", "attribution.parquet", "curves.parquet"]
+            if settings.kind in REPETITIONS:
+                kinds += ["off_by_one.parquet", "mixing.parquet", "graph.json"]
+            chosen = [kind for kind in kinds if kind.split(".")[0] in (wanted or (kind.split(".")[0],))]
+            found += [f"results/circuits/{task}/{model}/{kind}" for model in self.circuit_models() for kind in chosen]
         return found
 
     def results(self) -> list[str]:

@@ -53,23 +53,31 @@ def paths(
     write_paths(_circuit(job, model, tokens, tokenizer), out)
 
 
-@app.command(epilog=example(f"circuits off-by-one {_INPUTS} --out off_by_one.parquet"))
-def off_by_one(
+@app.command(
+    epilog=example(
+        f"circuits routes {_INPUTS} --off-by-one off_by_one.parquet --mixing mixing.parquet --graph graph.json"
+    )
+)
+def routes(
     model: Model,
     tokens: Tokens,
     tokenizer: Tokenizer,
     settings: Settings,
-    out: Annotated[Path, typer.Option(help="Where the profile goes.")],
+    off_by_one: Annotated[Path, typer.Option(help="Where the off-by-one profile goes.")],
+    mixing: Annotated[Path, typer.Option(help="Where the task after each cut goes.")],
+    graph: Annotated[Path, typer.Option(help="Where the circuit as a graph goes.")],
     threads: Threads = 1,
     log: Log = None,
 ) -> None:
-    """Exchange what single positions after B write for the last position to read."""
+    """How an induction's answer gets to the end: single writes exchanged, ways between positions cut, a graph."""
     configure(threads, log)
     job = parse_argument(TaskJob, settings)
     deterministic_torch(threads)
-    from universality.circuits.tables import write_off_by_one
+    from universality.circuits.tables import write_graph, write_routes
 
-    write_off_by_one(_circuit(job, model, tokens, tokenizer), out)
+    circuit = _circuit(job, model, tokens, tokenizer)
+    write_routes(circuit, off_by_one, mixing)
+    write_graph(circuit, graph)
 
 
 @app.command(epilog=example(f"circuits attribution {_INPUTS} --scores scores.parquet --curves curves.parquet"))

@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from universality.circuits.induction_graph import Criteria, induction_graph
+from universality.circuits.mixing import MixingCuts
 from universality.circuits.attribution import WRITERS, components, node_attribution
 from universality.circuits.effects import Effects, Row, through, to_logits, to_logits_by_chance, whole_runs
 from universality.circuits.faithfulness import (
@@ -18,20 +20,21 @@ from universality.circuits.faithfulness import (
     patched_effects,
 )
 from universality.circuits.metrics import METRICS
-from universality.circuits.off_by_one import profile
+from universality.circuits.off_by_one import layer_shares, strongest, whole_profile
 from universality.circuits.path_patching import Component
 from universality.circuits.settings import Attributing, Measuring
 from universality.circuits.statistics import draws, interval, p_value, significant
 from universality.circuits.tasks.base import Task
 from universality.models.language_model import LanguageModel
 from universality.runtime import log
-from universality.storage import write_table
+from universality.storage import write_json, write_table
 
 _TOP = 5  # effects of which attribution should name the largest
 FIRST = METRICS.index("logit_diff")
 _TYPES = {"layer": pa.int32(), "head": pa.int32(), "offset": pa.int32(), "size": pa.int32(), "prompts": pa.int32()}
-_FLAGS = ("passes", "matters", "above_null")
-_NAMES = ("model", "task", "corruption", "sender", "receiver", "input", "path", "component", "curve", "measure")
+_FLAGS = ("passes", "matters", "above_null", "strongest")
+_NAMES = ("model", "task", "corruption", "sender", "receiver", "input", "path", "component", "curve", "ways")
+_ENDS = ("", "_low", "_high")
 _METRICS = [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]
 _AGAINST_NULL = ("share", "p_value", "matters", "null", "null_low", "null_high", "above_null")
 _IDENTITY = ("corruption", "sender", "layer", "head", "receiver", "input", "path")
@@ -143,17 +146,58 @@ def strongest_receiver(model: LanguageModel, effects: Effects) -> Component:
     return Component(f"mamba.{sender.layer}.conv_in") if "@" in sender.site else sender
 
 
-def write_off_by_one(circuit: Circuit, out: Path) -> None:
-    """A row for each layer and offset at which B's write is exchanged."""
-    found: dict[tuple[int, int], list[np.ndarray]] = {}
-    for batch in circuit.task.batches(circuit.settings.batch_size) if circuit.passes else []:
-        for layer, offset, values in profile(circuit.model, batch, circuit.corruption):
-            found.setdefault((layer, offset), []).append(values.double().numpy())
-    rows = [
-        {"corruption": circuit.corruption, "layer": layer, "offset": offset, **circuit.described(np.concatenate(parts))}
-        for (layer, offset), parts in found.items()
+def write_routes(circuit: Circuit, off_by_one: Path, mixing: Path) -> None:
+    """How what is told of B comes to the last position: a row for each layer and offset whose write is exchanged, and
+    for each layer whose convolution, state or attention is cut. No rows for a model without such layers."""
+    profiles, cuts = [], []
+    known = {module for module, _, _ in (site.split(".") for site in circuit.model.sites if site.count(".") == 2)}
+    if circuit.passes and known & {"attn", "mamba"}:
+        profiles, cuts = _profile_rows(circuit), _cut_rows(circuit)
+    shares = [f"{name}{end}" for name in ("share", "mean_offset") for end in ("", "_low", "_high")]
+    identity = ("corruption", "sender", "layer", "offset", "strongest")
+    _write(circuit, profiles, off_by_one, (*identity, *_METRICS, *shares))
+    _write(circuit, cuts, mixing, ("layer", "ways", *_METRICS))
+
+
+def _profile_rows(circuit: Circuit) -> list[dict]:
+    """`share` is of the layer's summed effect, `mean_offset` its layer's; both are missing where that sum is nothing.
+    `strongest`: is it the layer with the largest?"""
+    size, confidence = circuit.settings.batch_size, circuit.settings.confidence
+    profile = whole_profile(circuit.model, circuit.task, circuit.corruption, batch_size=size)
+    layers = layer_shares(profile, circuit.drawn, confidence)
+    first = strongest(layers)
+    rows = []
+    for sender, layer, effects in zip(profile.senders, layers, profile.effects, strict=True):
+        for k, (offset, values) in enumerate(zip(profile.offsets, effects, strict=True)):
+            place = {"sender": sender.name, "layer": sender.layer, "offset": offset, "strongest": layer is first}
+            row = {"corruption": circuit.corruption, **place, **circuit.described(values)}
+            if layer.shares is not None:
+                row |= {f"share{end}": float(x[k]) for end, x in zip(_ENDS, layer.shares, strict=True)}
+            if layer.mean_offset is not None:
+                row |= {f"mean_offset{end}": float(x) for end, x in zip(_ENDS, layer.mean_offset, strict=True)}
+            rows.append(row)
+    return rows
+
+
+def _cut_rows(circuit: Circuit) -> list[dict]:
+    cuts = MixingCuts(circuit.model, circuit.task, circuit.settings.batch_size).cuts()
+    return [
+        {"layer": cut.layer, "ways": "+".join(cut.ways), **circuit.described(cut.values.double().cpu().numpy())}
+        for cut in cuts
     ]
-    _write(circuit, rows, out, ("corruption", "layer", "offset", *_METRICS))
+
+
+def write_graph(circuit: Circuit, out: Path) -> None:
+    settings = circuit.settings
+    criteria = Criteria(
+        bootstrap_seed=settings.bootstrap_seed,
+        min_share=settings.min_share,
+        min_accuracy=settings.min_accuracy,
+        alpha=settings.false_discovery_rate,
+        bootstrap_samples=settings.bootstrap_samples,
+        confidence=settings.confidence,
+    )
+    write_json(out, induction_graph(circuit.model, circuit.task, criteria, settings.batch_size).to_dict())
 
 
 def write_attribution(circuit: Circuit, settings: Attributing, scores: Path, curves: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_planted_circuit_is_found(plant, task):
 def test_the_profile_of_convolutions_that_see_one_token_is_at_offset_zero(task):
     """With convolutions cut to their own token, B can only be written at its own position."""
     model, _ = planted_mamba_model()
-    effects = {(layer, offset): values for layer, offset, values in profile(model, task, "replace_B")}
+    effects = {(sender.layer, offset): values for sender, offset, values in profile(model, task, "replace_B")}
     assert effects[1, 0].abs().mean() > 3e-4
     for offset in OFFSETS:
         if offset != 0:
@@ -130,7 +130,7 @@ def test_the_profile_of_convolutions_that_see_the_token_before_is_off_by_one(tas
     for block in model.hf.backbone.layers:
         weight = block.mixer.conv1d.weight
         weight[..., -2], weight[..., -1] = weight[..., -1].clone(), 0
-    effects = {(layer, offset): values for layer, offset, values in profile(model, task, "replace_B")}
+    effects = {(sender.layer, offset): values for sender, offset, values in profile(model, task, "replace_B")}
     assert effects[1, 1].abs().mean() > 3e-4
     for offset in OFFSETS:
         if offset != 1:

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from universality.circuits.metrics import METRICS, measure
-from universality.circuits.off_by_one import OFFSETS, profile
 from universality.circuits.path_patching import Component, PatchingBatch
 from universality.circuits.planted import planted_mamba, planted_mamba2, planted_transformer
 from universality.circuits.planted.state_space import CODE
@@ -90,20 +89,6 @@ def test_exactly_the_planted_components_have_an_effect(plant, task, corruption, 
         strongest_other = max((size for name, size in effects.items() if name not in expected[path]), default=0.0)
         assert weakest > 8, path
         assert weakest > at_least * strongest_other, path
-
-
-@pytest.mark.parametrize(("own_mover", "offset"), [(True, 0), (True, 1), (True, 3), (False, 2)])
-def test_the_profile_is_all_at_the_planted_offset(plant_state_space, task, own_mover, offset):
-    planted = plant_state_space(VOCAB, offset=offset, own_mover=own_mover)
-    effects = {
-        (layer, at): float(values[:, 0].mean()) for layer, at, values in profile(planted.model, task, "replace_B")
-    }
-    total = sum(effects.values())
-    assert total == pytest.approx(-20, rel=1e-3)
-    for layer in range(planted.model.n_layers):
-        for at in OFFSETS:
-            here = layer == planted.inducer.layer and at == offset
-            assert effects[layer, at] / total == pytest.approx(float(here), abs=1e-5)
 
 
 @pytest.mark.parametrize("offset", [0, 1])
