@@ -190,12 +190,12 @@ def draws(prompts: int, samples: int, seed: int) -> np.ndarray:
 
 def faithfulness(curve: Curve, drawn: np.ndarray, confidence: float) -> Estimate:
     """Of each size [sizes]; clean and corrupted means are resampled with the circuit's."""
-    return _interval(_share(curve, curve.circuit, drawn), confidence)
+    return interval(_share(curve, curve.circuit, drawn), confidence)
 
 
 def completeness(curve: Curve, drawn: np.ndarray, confidence: float) -> Estimate:
     """Of each size [sizes]: what is left of the effect without the circuit."""
-    return _interval(_share(curve, curve.without, drawn), confidence)
+    return interval(_share(curve, curve.without, drawn), confidence)
 
 
 def area(curve: Curve, drawn: np.ndarray, confidence: float) -> Estimate:
@@ -203,7 +203,7 @@ def area(curve: Curve, drawn: np.ndarray, confidence: float) -> Estimate:
     if len(curve.sizes) < 2:
         raise StudyError(f"sizes: {list(curve.sizes)} span no area; at least two are needed")
     both = [np.trapezoid(_share(curve, part, drawn), curve.sizes, axis=1) for part in (curve.circuit, curve.without)]
-    return _interval(np.stack(both, 1) / (curve.sizes[-1] - curve.sizes[0]), confidence)
+    return interval(np.stack(both, 1) / (curve.sizes[-1] - curve.sizes[0]), confidence)
 
 
 def _share(curve: Curve, values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
@@ -231,10 +231,10 @@ def agreement(scores: torch.Tensor, effects: torch.Tensor, k: int, drawn: np.nda
     spearman = (a * b).sum(1) / np.where(scale > 0, scale, np.nan)
     top = [np.argsort(-np.abs(x), axis=1, kind="stable")[:, :k] for x in (estimated, measured)]
     shared = (top[0][:, :, None] == top[1][:, None, :]).any(2).mean(1)
-    return _interval(np.stack([spearman, shared], 1), confidence)
+    return interval(np.stack([spearman, shared], 1), confidence)
 
 
-def _interval(values: np.ndarray, confidence: float) -> Estimate:
+def interval(values: np.ndarray, confidence: float) -> Estimate:
     """The first row with quantiles of the others; samples for which there is no value are left out."""
     tail = (1 - confidence) / 2
     resampled = values[1:]
