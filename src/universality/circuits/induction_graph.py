@@ -39,7 +39,6 @@ from universality.circuits.induction_paths import (
     inherited,
     inputs_of,
     is_below,
-    is_own,
     moved,
     onwards,
     over_batches,
@@ -196,13 +195,9 @@ class _Search:
         outputs = self._outputs(list(inducers), reaching)
         onward = self._kept(self._measured(onwards, ANSWER, list(inducers), list(outputs)), ANSWER)
         nodes = [
-            node
-            for role, effects, corruption in (
-                ("mover", movers, PLACE),
-                ("inducer", inducers, ANSWER),
-                ("output", outputs, ANSWER),
-            )
-            for node in self._nodes(role, effects, corruption)
+            *self._nodes("mover", movers, PLACE),
+            *self._nodes("inducer", inducers, ANSWER),
+            *self._nodes("output", outputs, ANSWER),
         ]
         edges = [*self._edges(into, PLACE), *self._edges(onward, ANSWER)]
         return graph._replace(nodes=tuple(nodes), edges=tuple(edges))
@@ -296,8 +291,9 @@ def similarity(a: InductionGraph, b: InductionGraph) -> Similarity | None:
     `edges`: shares are summed by kind (Edge.kind); the sum over kinds of the smaller sum, over that of the larger.
 
     Both are 1 for a graph with itself, and symmetric. Inputs (q, k, v, taps) are not compared, for families have
-    different ones. That all models are shallow keeps `depths` high: of two components anywhere the distance is 1/3 in
-    the mean. A model of one layer has all depths 0.
+    different ones. Chance is not 0: two depths drawn uniformly are 1/3 apart in the mean, which makes `depths` 2/3. In
+    a model of few layers depths are coarse, and in one of a single layer 0. A component just below `min_share` in one
+    model and just above it in the other counts as missing; intervals tell which are near.
     """
     if not a.having("inducer") or not b.having("inducer"):
         return None

@@ -72,7 +72,7 @@ def carried(model: LanguageModel, corruption: str, batch: Task) -> Iterator[tupl
 
 
 def written_at_last(model: LanguageModel, corruption: str, batch: Task) -> Iterator[tuple[Component, torch.Tensor]]:
-    """The total effect, exchanged at the last position, of what every MLP and every mixer but attention writes there."""
+    """The total effect of what MLPs, and mixers other than attention, write at the last position, exchanged there."""
     paths = HeadPaths(model, batch, corruption)
     if model.family.parts is not None:
         effects = paths.mlp_to_logits(positions=_LAST, paths=["total"])
