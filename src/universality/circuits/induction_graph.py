@@ -1,0 +1,323 @@
+"""The induction circuit of any model as a small graph, found by path patching, and how alike two such graphs are.
+
+Roles, of components whose effect is at least `min_share` of the whole one and significant:
+
+    inducer   brings the answer to the last position: a head, a state, RWKV's time mix. Its effect there is measured
+              under replace_B, and must be there under replace_A too: what copies B wherever it stands is no inducer.
+              What a component has only from inducers below it is subtracted; what is left is its own
+    mover     tells an inducer which token came before: the sender whose path through the inducer's inputs has an effect
+              under replace_A. A state-space layer or RWKV's time mix may be its own, by convolution or token shift
+    output    hands on what inducers below it have brought: MLPs, mixers, and heads at the last position, by the effect
+              under replace_B of what they make of it
+
+Shares are mean effect / mean(corrupted - clean) on logit_diff, 1 for all of it; what works against the answer has a
+negative share and no role. A mover's share is summed over inducers. Shares do not add up to 1 across roles, since an
+effect goes through several, nor within one where there are redundant components.
+
+Tests are one-sided t-tests over prompts, corrected by Benjamini-Hochberg over all that is compared at one step (every
+component, or every path). Intervals resample prompts, effect and whole together; the selection is not resampled, so
+that the share of what just passed is a little too high.
+
+Edges: mover -> inducer by each input, inducer -> output and inducer -> logits along the stream alone, every other mixer
+and MLP frozen (induction_paths.py). inducer -> output goes on from there with everything recomputed.
+"""
+
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import partial
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from scipy.stats import false_discovery_control, ttest_1samp, wasserstein_distance
+
+from universality.circuits.edges import LOGITS
+from universality.circuits.faithfulness import draws, interval
+from universality.circuits.induction_paths import (
+    Way,
+    carried,
+    inherited,
+    inputs_of,
+    is_below,
+    moved,
+    onwards,
+    over_batches,
+    ways_into,
+    whole_runs,
+    written_at_last,
+)
+from universality.circuits.path_patching import Component
+from universality.circuits.tasks.base import Task
+from universality.circuits.tasks.induction import CORRUPTIONS
+from universality.errors import StudyError
+from universality.models.language_model import LanguageModel
+
+Role = Literal["mover", "inducer", "output"]
+ROLES: tuple[Role, ...] = ("mover", "inducer", "output")
+ANSWER, PLACE = CORRUPTIONS
+Key = TypeVar("Key", bound=Hashable)
+Effects = dict[Key, np.ndarray]
+"""Of each prompt [S]."""
+
+
+class Share(NamedTuple):
+    """A mean effect as a share of the whole one, with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Node(NamedTuple):
+    """`depth` is layer / (n_layers - 1), 0 in a model of one layer."""
+
+    component: Component
+    depth: float
+    role: Role
+    share: Share
+
+
+class Edge(NamedTuple):
+    """`by`: q, k, v; "conv 1 back"; or "stream". `target` may be LOGITS."""
+
+    source: Component
+    target: Component
+    by: str
+    share: Share
+
+    @property
+    def kind(self) -> str:
+        """ "to_inducer", or "own" where mover and inducer are one layer; "to_output", "to_logits"."""
+        if self.by == "stream":
+            return "to_logits" if self.target == LOGITS else "to_output"
+        return "own" if self.source.layer == self.target.layer else "to_inducer"
+
+
+class InductionGraph(NamedTuple):
+    """`accuracy` is the share of clean prompts answered right; it `passes` if that is at least the least asked for.
+
+    There are no nodes where it does not pass, nor where no inducer is found.
+    """
+
+    n_layers: int
+    accuracy: float
+    passes: bool
+    nodes: tuple[Node, ...] = ()
+    edges: tuple[Edge, ...] = ()
+
+    def having(self, role: Role) -> list[Component]:
+        return [node.component for node in self.nodes if node.role == role]
+
+    def to_dict(self) -> dict:
+        """For JSON: the same graph gives the same text. `graph_of_dict` reads it."""
+        nodes = [
+            {
+                "component": node.component.name,
+                "site": node.component.site,
+                "head": node.component.head,
+                "layer": node.component.layer,
+                "depth": node.depth,
+                "role": node.role,
+                "share": node.share._asdict(),
+            }
+            for node in self.nodes
+        ]
+        edges = [
+            {"source": e.source.name, "target": e.target.name, "by": e.by, "share": e.share._asdict()}
+            for e in self.edges
+        ]
+        whole = {"n_layers": self.n_layers, "accuracy": self.accuracy, "passes": self.passes}
+        return whole | {"nodes": nodes, "edges": edges}
+
+
+def graph_of_dict(values: Mapping) -> InductionGraph:
+    named = {node["component"]: Component(node["site"], node["head"]) for node in values["nodes"]}
+    named[LOGITS.name] = LOGITS
+    nodes = [Node(named[n["component"]], n["depth"], n["role"], Share(**n["share"])) for n in values["nodes"]]
+    edges = [Edge(named[e["source"]], named[e["target"]], e["by"], Share(**e["share"])) for e in values["edges"]]
+    return InductionGraph(values["n_layers"], values["accuracy"], values["passes"], tuple(nodes), tuple(edges))
+
+
+class Criteria(NamedTuple):
+    """What has a role, and how intervals are drawn."""
+
+    bootstrap_seed: int
+    min_share: float = 0.1
+    min_accuracy: float = 0.5
+    alpha: float = 0.05
+    """Of wrong findings among those of one step."""
+    bootstrap_samples: int = 1000
+    confidence: float = 0.95
+
+
+def induction_graph(model: LanguageModel, task: Task, criteria: Criteria, batch_size: int = 16) -> InductionGraph:
+    """Raises StudyError for a task of one prompt or without replace_A and replace_B, and for impossible criteria."""
+    _check(task, criteria)
+    return _Search(model, task, criteria, batch_size).graph()
+
+
+def _check(task: Task, criteria: Criteria) -> None:
+    for name in CORRUPTIONS:
+        if name not in task.corrupted:
+            raise StudyError(f"corruption {name!r}: task {task.name} has {', '.join(task.corrupted)}")
+    if len(task.clean) < 2:
+        raise StudyError(f"task {task.name}: {len(task.clean)} prompt; a test over prompts needs at least 2")
+    for key in ("min_share", "alpha", "confidence"):
+        value = getattr(criteria, key)
+        if not 0 < value < 1:
+            raise StudyError(f"{key}: {value} is not between 0 and 1")
+    if not 0 <= criteria.min_accuracy <= 1:
+        raise StudyError(f"min_accuracy: {criteria.min_accuracy} is not within 0 .. 1")
+    if criteria.bootstrap_samples < 1:
+        raise StudyError(f"bootstrap_samples: {criteria.bootstrap_samples} is not at least 1")
+
+
+class _Search:
+    """One model on one task."""
+
+    def __init__(self, model: LanguageModel, task: Task, criteria: Criteria, batch_size: int):
+        self.model, self.task, self.criteria, self.batch_size = model, task, criteria, batch_size
+        self.drawn = draws(len(task.clean), criteria.bootstrap_samples, criteria.bootstrap_seed)
+        self.whole = self._measured(whole_runs, CORRUPTIONS)
+
+    def graph(self) -> InductionGraph:
+        accuracy = float(self.whole["top1"].mean())
+        passes = accuracy >= self.criteria.min_accuracy
+        graph = InductionGraph(self.model.n_layers, accuracy, passes)
+        falls = all(_p_value(-self.whole[name]) < self.criteria.alpha for name in CORRUPTIONS)
+        if not passes or not falls:  # without a loss there is nothing to have a share of
+            return graph
+        reaching = self._measured(carried, ANSWER)
+        inducers = self._inducers(reaching)
+        if not inducers:
+            return graph
+        movers, into = self._movers(list(inducers))
+        outputs = self._outputs(list(inducers), reaching)
+        onward = self._kept(self._measured(onwards, ANSWER, list(inducers), list(outputs)), ANSWER)
+        nodes = [
+            *self._nodes("mover", movers, PLACE),
+            *self._nodes("inducer", inducers, ANSWER),
+            *self._nodes("output", outputs, ANSWER),
+        ]
+        edges = [*self._edges(into, PLACE), *self._edges(onward, ANSWER)]
+        return graph._replace(nodes=tuple(nodes), edges=tuple(edges))
+
+    def _inducers(self, reaching: Effects[Component]) -> Effects[Component]:
+        """Each one's own effect: from the lowest layer up, what is had from inducers below does not count."""
+        both = self._kept(reaching, ANSWER).keys() & self._kept(self._measured(carried, PLACE), PLACE).keys()
+        found: Effects[Component] = {}
+        for layer in sorted({component.layer for component in both}):
+            here = {c: effects for c, effects in reaching.items() if c in both and c.layer == layer}
+            had = self._measured(inherited, ANSWER, list(found), list(here)) if found else {}
+            found |= self._kept({c: effects - had.get(c, 0) for c, effects in here.items()}, ANSWER)
+        return found
+
+    def _movers(self, inducers: list[Component]) -> tuple[Effects[Component], Effects[Way]]:
+        """Effects through all inputs, and of ways by one input."""
+        ways = [way for inducer in inducers for way in ways_into(self.model, inducer)]
+        kept = self._kept(self._measured(moved, PLACE, ways), PLACE) if ways else {}
+        movers: Effects[Component] = {}
+        for way, effects in kept.items():
+            movers[way.source] = movers.get(way.source, 0) + effects
+        apart = [one for way in kept for one in inputs_of(self.model, way)]
+        return movers, self._kept(self._measured(moved, PLACE, apart), PLACE) if apart else {}
+
+    def _outputs(self, inducers: list[Component], reaching: Effects[Component]) -> Effects[Component]:
+        """Effects of what each one has from inducers below."""
+        heads = {component: effects for component, effects in reaching.items() if component.head is not None}
+        later = heads | self._measured(written_at_last, ANSWER)
+        later = {c: effects for c, effects in later.items() if any(is_below(inducer, c) for inducer in inducers)}
+        able = list(self._kept(later, ANSWER)) if later else []
+        return self._kept(self._measured(inherited, ANSWER, inducers, able), ANSWER) if able else {}
+
+    def _measured(self, effects: Callable[..., Iterable[tuple[Key, torch.Tensor]]], *values) -> Effects[Key]:
+        return over_batches(self.task, self.batch_size, partial(effects, self.model, *values))
+
+    def _kept(self, effects: Effects[Key], corruption: str) -> Effects[Key]:
+        """Those with a large and significant share."""
+        if not effects:
+            return {}
+        whole = self.whole[corruption].mean()
+        adjusted = false_discovery_control([_p_value(values * np.sign(whole)) for values in effects.values()])
+        return {
+            key: values
+            for (key, values), p in zip(effects.items(), adjusted, strict=True)
+            if values.mean() / whole >= self.criteria.min_share and p < self.criteria.alpha
+        }
+
+    def _nodes(self, role: Role, effects: Effects[Component], corruption: str) -> list[Node]:
+        ordered = sorted(effects, key=lambda c: (c.layer, c.site, -1 if c.head is None else c.head))
+        steps = max(1, self.model.n_layers - 1)
+        return [Node(c, c.layer / steps, role, self._share(effects[c], corruption)) for c in ordered]
+
+    def _edges(self, effects: Effects[Way], corruption: str) -> list[Edge]:
+        edges = [
+            Edge(way.source, way.target, way.by, self._share(values, corruption))
+            for way, values in effects.items()
+            if way.by is not None
+        ]
+        return sorted(edges, key=lambda e: (e.source.layer, e.source.name, e.target.layer, e.target.name, e.by))
+
+    def _share(self, effects: np.ndarray, corruption: str) -> Share:
+        drawn = np.concatenate([np.arange(len(effects))[None, :], self.drawn])
+        wholes = self.whole[corruption][drawn].mean(1)
+        shares = effects[drawn].mean(1) / np.where(wholes == 0, np.nan, wholes)
+        return Share(*(float(end[0]) for end in interval(shares[:, None], self.criteria.confidence)))
+
+
+def _p_value(values: np.ndarray) -> float:
+    """Of a mean above 0 [S]; 1 where all are 0."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of prompts that are all alike
+        p = float(ttest_1samp(values, 0, alternative="greater").pvalue)
+    return 1.0 if np.isnan(p) else p
+
+
+class Similarity(NamedTuple):
+    """`score` is the mean of the other two; all are within [0, 1]."""
+
+    score: float
+    depths: float
+    edges: float
+
+
+def similarity(a: InductionGraph, b: InductionGraph) -> Similarity | None:
+    """How alike two models' circuits are; None if one has none, since there is nothing to be like.
+
+    `depths`: for each role that both have, 1 - the Wasserstein distance of the relative depths of its components,
+    weighted by their shares, each side's to sum 1; 0 for a role that one alone has. The mean over roles weights each by
+    the larger of its two total shares.
+
+    `edges`: shares are summed by kind (Edge.kind); the sum over kinds of the smaller sum, over that of the larger.
+
+    Both are 1 for a graph with itself, and symmetric. Inputs (q, k, v, taps) are not compared, for families have
+    different ones. Chance is not 0: two depths drawn uniformly are 1/3 apart in the mean, which makes `depths` 2/3. In
+    a model of few layers depths are coarse, and in one of a single layer 0. A component just below `min_share` in one
+    model and just above it in the other counts as missing; intervals tell which are near.
+    """
+    if not a.having("inducer") or not b.having("inducer"):
+        return None
+    weights, alike = [], []
+    for role in ROLES:
+        sides = [[node for node in graph.nodes if node.role == role] for graph in (a, b)]
+        weights.append(max(sum(node.share.value for node in nodes) for nodes in sides))
+        alike.append(1 - _distance(*sides) if all(sides) else 0.0)
+    depths = float(np.average(alike, weights=weights))
+    kinds = [_by_kind(graph) for graph in (a, b)]
+    sums = [[by_kind.get(kind, 0.0) for by_kind in kinds] for kind in sorted(kinds[0] | kinds[1])]
+    larger = sum(map(max, sums))
+    edges = sum(map(min, sums)) / larger if larger else 1.0  # neither has any: nodes are all there is
+    return Similarity((depths + edges) / 2, depths, edges)
+
+
+def _distance(a: list[Node], b: list[Node]) -> float:
+    depths = ([node.depth for node in side] for side in (a, b))
+    shares = ([node.share.value for node in side] for side in (a, b))
+    return float(wasserstein_distance(*depths, *shares))
+
+
+def _by_kind(graph: InductionGraph) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for edge in graph.edges:
+        found[edge.kind] = found.get(edge.kind, 0.0) + edge.share.value
+    return found
