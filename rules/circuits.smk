@@ -70,3 +70,19 @@ rule circuits_attribution:
         "universality circuits attribution --model {input.model} --tokens {input.tokens} --tokenizer {input.tokenizer}"
         " --settings {params.settings:q} --scores {output.scores} --curves {output.curves}"
         " --threads {params.threads} --log {log}"
+
+
+rule circuits_similarity:
+    input:
+        lambda wildcards: plan.graphs(wildcards.task),
+    output:
+        "results/circuits/{task}/similarity.parquet",
+    log:
+        "logs/circuits/{task}/similarity.log",
+    benchmark:
+        "logs/circuits/{task}/similarity.tsv"
+    params:
+        graphs=lambda wildcards, input: [f"--graph {path}" for path in input],
+        code=code("circuits"),
+    shell:
+        "universality circuits similarity {params.graphs} --out {output} --log {log}"

@@ -19,7 +19,9 @@ rule report:
         alignment=plan.comparison_folders(),
         decoders=plan.decoder_tables("shares"),
         spaces=plan.space_tables(),
-        circuits=plan.circuit_tables("paths", "off_by_one", "curves"),
+        circuits=plan.circuit_tables(
+            "paths", "off_by_one", "mixing", "curves", "similarity"
+        ),
     output:
         page=directory("results/report"),
         metrics="results/metrics.json",

@@ -187,7 +187,7 @@ class Plan:
         if stage == "activations":
             return [cached.rule for cached in self.cached()]
         if stage == "circuits":
-            return ["circuits_paths", "circuits_routes", "circuits_attribution"]
+            return ["circuits_paths", "circuits_routes", "circuits_attribution", "circuits_similarity"]
         if stage == "alignment":
             return ["alignment_match", "alignment", "alignment_tables", "alignment_decoders", "alignment_spaces"]
         if stage == "saes":
@@ -285,7 +285,13 @@ class Plan:
                 kinds += ["off_by_one.parquet", "mixing.parquet", "graph.json"]
             chosen = [kind for kind in kinds if kind.split(".")[0] in (wanted or (kind.split(".")[0],))]
             found += [f"results/circuits/{task}/{model}/{kind}" for model in self.circuit_models() for kind in chosen]
+            if settings.kind in REPETITIONS and "similarity" in (wanted or ("similarity",)):
+                found.append(f"results/circuits/{task}/similarity.parquet")
         return found
+
+    def graphs(self, task: str) -> list[str]:
+        """Of a task's circuit in every model."""
+        return [f"results/circuits/{task}/{model}/graph.json" for model in self.circuit_models()]
 
     def results(self) -> list[str]:
         """Every file and folder that the study's rules make."""

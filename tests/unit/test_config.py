@@ -252,7 +252,12 @@ def test_circuits_are_those_of_models_that_were_trained():
             for model in plan.circuit_models()
             for kind in ("paths", "attribution", "curves")
         ),
-        "results/circuits/induction/mamba/off_by_one.parquet",
+        *(
+            f"results/circuits/induction/{model}/{kind}"
+            for model in plan.circuit_models()
+            for kind in ("off_by_one.parquet", "mixing.parquet", "graph.json")
+        ),
+        "results/circuits/induction/similarity.parquet",
     }
 
 

@@ -100,6 +100,25 @@ def attribution(
     write_attribution(_circuit(job, model, tokens, tokenizer), job.attribution, scores, curves)
 
 
+@app.command(
+    epilog=example(
+        "circuits similarity --graph circuits/induction/neox/graph.json --graph circuits/induction/mamba/graph.json "
+        "--out similarity.parquet"
+    )
+)
+def similarity(
+    graph: Annotated[list[Path], typer.Option(help="A graph of `circuits routes`, in its model's folder; repeat.")],
+    out: Annotated[Path, typer.Option(help="Where the table goes.")],
+    threads: Threads = 1,
+    log: Log = None,
+) -> None:
+    """How alike are the circuits of each two models?"""
+    configure(threads, log)
+    from universality.circuits.tables import write_similarity
+
+    write_similarity(graph, out)
+
+
 def _circuit(job: TaskJob, model: Path, tokens: Path, tokenizer: Path):
     from universality.circuits.tables import Circuit
     from universality.circuits.tasks.make import make

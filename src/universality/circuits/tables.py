@@ -1,13 +1,12 @@
 """The tables of a model on a task; docs/circuits.md describes them."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from universality.circuits.induction_graph import Criteria, induction_graph
-from universality.circuits.mixing import MixingCuts
 from universality.circuits.attribution import WRITERS, components, node_attribution
 from universality.circuits.effects import Effects, Row, through, to_logits, to_logits_by_chance, whole_runs
 from universality.circuits.faithfulness import (
@@ -19,7 +18,9 @@ from universality.circuits.faithfulness import (
     node_curve,
     patched_effects,
 )
+from universality.circuits.induction_graph import Criteria, Similarity, graph_of_dict, induction_graph, similarity
 from universality.circuits.metrics import METRICS
+from universality.circuits.mixing import MixingCuts
 from universality.circuits.off_by_one import layer_shares, strongest, whole_profile
 from universality.circuits.path_patching import Component
 from universality.circuits.settings import Attributing, Measuring
@@ -27,7 +28,7 @@ from universality.circuits.statistics import draws, interval, p_value, significa
 from universality.circuits.tasks.base import Task
 from universality.models.language_model import LanguageModel
 from universality.runtime import log
-from universality.storage import write_json, write_table
+from universality.storage import read_json, write_json, write_table
 
 _TOP = 5  # effects of which attribution should name the largest
 FIRST = METRICS.index("logit_diff")
@@ -198,6 +199,18 @@ def write_graph(circuit: Circuit, out: Path) -> None:
         confidence=settings.confidence,
     )
     write_json(out, induction_graph(circuit.model, circuit.task, criteria, settings.batch_size).to_dict())
+
+
+def write_similarity(graphs: list[Path], out: Path) -> None:
+    """A row for each two models of a task: how alike their graphs are; missing where one has none."""
+    read = {path.parent.name: graph_of_dict(read_json(path)) for path in graphs}
+    rows = [(a, b, similarity(read[a], read[b])) for a, b in itertools.combinations(read, 2)]
+    columns = {"model": [a for a, _, _ in rows], "other": [b for _, b, _ in rows]}
+    table = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+    for name in Similarity._fields:
+        values = [None if found is None else getattr(found, name) for _, _, found in rows]
+        table[name] = pa.array(values, pa.float64())
+    write_table(out, pa.table(table))
 
 
 def write_attribution(circuit: Circuit, settings: Attributing, scores: Path, curves: Path) -> None:

@@ -156,7 +156,7 @@ def _effect_bars(axis, rows: pd.DataFrame, colour: str, label: str, shift: float
 
 
 def off_by_one_profiles(results: Results) -> str:
-    """Effect of exchanging the state write at each offset from B, a line a layer."""
+    """Effect of exchanging what one position writes, at each offset from B, a line a layer."""
     with plt.rc_context(STYLE):
         tables = results.of_circuits("off_by_one")
         n_models = len(tables)

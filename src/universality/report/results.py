@@ -27,7 +27,8 @@ class Comparison(NamedTuple):
 class Results(NamedTuple):
     """`training`: model -> curves, of the models trained here; `sae_quality`: a row a dictionary and site;
     `crosscoders`: name -> features; `decoders`: comparison -> shares matched by decoder; `spaces`: comparison ->
-    measures of whole layers; `circuits`: (task, model, kind of table) -> table."""
+    measures of whole layers; `circuits`: (task, model, kind of table) -> table; `similarity`: task -> how alike the
+    models' circuits are."""
 
     training: dict[str, pd.DataFrame]
     sae_quality: pd.DataFrame
@@ -36,6 +37,7 @@ class Results(NamedTuple):
     decoders: dict[str, pd.DataFrame]
     spaces: dict[str, pd.DataFrame]
     circuits: dict[tuple[str, str, str], pd.DataFrame]
+    similarity: dict[str, pd.DataFrame]
 
     def of_circuits(self, kind: str, task: str = INDUCTION) -> dict[str, pd.DataFrame]:
         """Model -> table of a kind, of the models that do the task."""
@@ -62,8 +64,9 @@ def read_results(
     }
     shares = {p.stem.removesuffix("_shares"): _frame(p) for p in decoders}
     whole = {p.stem: _frame(p) for p in spaces}
-    tables = {(p.parent.parent.name, p.parent.name, p.stem): _frame(p) for p in circuits}
-    return Results(training, _frame(saes), features, comparisons, shares, whole, tables)
+    alike = {p.parent.name: _frame(p) for p in circuits if p.stem == "similarity"}
+    tables = {(p.parent.parent.name, p.parent.name, p.stem): _frame(p) for p in circuits if p.stem != "similarity"}
+    return Results(training, _frame(saes), features, comparisons, shares, whole, tables, alike)
 
 
 def _frame(path: Path) -> pd.DataFrame:
@@ -91,6 +94,7 @@ def metrics(results: Results) -> dict:
         "decoders": {name: _decoder_metrics(table) for name, table in results.decoders.items()},
         "spaces": {name: _space_metrics(table) for name, table in results.spaces.items()},
         "circuits": _circuit_metrics(results),
+        "circuit_similarity": {task: table.to_dict("records") for task, table in results.similarity.items()},
     }
 
 
@@ -177,6 +181,9 @@ def _circuit_metrics(results: Results) -> dict:
             one |= _path_metrics(table)
         elif len(table) and kind == "off_by_one":
             one["off_by_one"] = _off_by_one_metrics(table)
+        elif len(table) and kind == "mixing":
+            whole = table[table.layer.isna()]
+            one["cuts"] = {r.ways or "none": _interval(r, "top1") for r in whole.itertuples()}
         elif len(table) and kind == "curves":
             rows = table[table["size"].isna() | table.curve.str.contains("measured|largest")]
             one["attribution"] = {r.curve: {"mean": r.value, "low": r.low, "high": r.high} for r in rows.itertuples()}
@@ -210,9 +217,17 @@ def _kind(sender: str) -> str:
 
 
 def _off_by_one_metrics(table: pd.DataFrame) -> dict:
-    layer = int(table.loc[table.logit_diff.idxmin()].layer)
-    rows = table[table.layer == layer].sort_values("offset")
-    return {"layer": layer, "offsets": {str(r.offset): _interval(r, "logit_diff") for r in rows.itertuples()}}
+    """Of the layer with the largest effect: effects by offset, their shares of its whole, and the mean offset."""
+    rows = table[table.strongest].sort_values("offset")
+    first = rows.iloc[0]
+    found = {
+        "layer": int(first.layer),
+        "offsets": {str(r.offset): _interval(r, "logit_diff") for r in rows.itertuples()},
+    }
+    if not np.isnan(first.mean_offset):
+        found["shares"] = {str(r.offset): _interval(r, "share") for r in rows.itertuples()}
+        found["mean_offset"] = _interval(first, "mean_offset")
+    return found
 
 
 def _interval(row, metric: str) -> dict:

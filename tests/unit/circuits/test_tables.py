@@ -6,7 +6,14 @@ from tests.conftest import LENGTH, tiny_model
 from universality.circuits.metrics import METRICS
 from universality.circuits.planted import planted_mamba, planted_transformer
 from universality.circuits.settings import Attributing, Measuring
-from universality.circuits.tables import Circuit, write_attribution, write_off_by_one, write_paths
+from universality.circuits.tables import (
+    Circuit,
+    write_attribution,
+    write_graph,
+    write_paths,
+    write_routes,
+    write_similarity,
+)
 from universality.circuits.tasks.induction import make_task
 
 MEASURING = Measuring(
@@ -73,9 +80,9 @@ def test_a_model_that_fails_the_task_is_said_to_and_not_looked_into(tmp_path):
     assert not table.passes.any()
     assert list(table.path) == ["clean", "replace_B", "replace_A", "no_repeat", "random"]
     failing = circuit(model, min_accuracy=0.5)
-    write_off_by_one(failing, tmp_path / "off.parquet")
+    write_routes(failing, tmp_path / "off.parquet", tmp_path / "mixing.parquet")
     write_attribution(failing, ATTRIBUTING, tmp_path / "scores.parquet", tmp_path / "curves.parquet")
-    for name in ("off", "scores", "curves"):
+    for name in ("off", "mixing", "scores", "curves"):
         assert pd.read_parquet(tmp_path / f"{name}.parquet").empty
 
 
@@ -93,10 +100,27 @@ def test_attribution_names_the_planted_component_and_its_circuit_is_faithful(tmp
     assert -1 <= correlation <= 1
 
 
-def test_the_profile_of_a_planted_state_is_tabulated(tmp_path):
-    planted = planted_mamba(40, offset=1)
-    write_off_by_one(circuit(planted.model), tmp_path / "off.parquet")
-    table = pd.read_parquet(tmp_path / "off.parquet")
-    strongest = table.loc[table.logit_diff.idxmin()]
-    assert (strongest.layer, strongest.offset) == (planted.inducer.layer, 1)
+def test_the_routes_of_planted_models_are_tabulated_and_their_graphs_compared(tmp_path):
+    planted = {"mamba": planted_mamba(40, offset=1), "gpt2": planted_transformer(40, LENGTH)}
+    graphs = []
+    for name, one in planted.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        measured = circuit(one.model)
+        write_routes(measured, folder / "off.parquet", folder / "mixing.parquet")
+        write_graph(measured, folder / "graph.json")
+        graphs.append(folder / "graph.json")
+        table = pd.read_parquet(folder / "off.parquet")
+        first = table[table.strongest]
+        assert set(first.layer) == {one.inducer.layer}
+        share = first.set_index("offset").share
+        assert share[one.offset or 0] == pytest.approx(1, abs=1e-3)
+        cuts = pd.read_parquet(folder / "mixing.parquet")
+        whole = cuts[cuts.layer.isna()].set_index("ways").top1
+        assert whole[""] == 1
+        assert whole.iloc[-1] < 0.3  # all ways cut
+    write_similarity(graphs, tmp_path / "similarity.parquet")
+    [row] = pd.read_parquet(tmp_path / "similarity.parquet").to_dict("records")
+    assert (row["model"], row["other"]) == ("mamba", "gpt2")
+    assert 0.8 < row["score"] <= 1
     assert (table.logit_diff_low <= table.logit_diff_high).all()
