@@ -220,10 +220,8 @@ def _off_by_one_metrics(table: pd.DataFrame) -> dict:
     """Of the layer with the largest effect: effects by offset, their shares of its whole, and the mean offset."""
     rows = table[table.strongest].sort_values("offset")
     first = rows.iloc[0]
-    found = {
-        "layer": int(first.layer),
-        "offsets": {str(r.offset): _interval(r, "logit_diff") for r in rows.itertuples()},
-    }
+    effects = {str(r.offset): _interval(r, "logit_diff") for r in rows.itertuples()}
+    found = {"layer": int(first.layer), "offsets": effects}
     if not np.isnan(first.mean_offset):
         found["shares"] = {str(r.offset): _interval(r, "share") for r in rows.itertuples()}
         found["mean_offset"] = _interval(first, "mean_offset")

@@ -68,7 +68,7 @@ def effects_of(planted, task, corruption) -> dict[str, dict[str, float]]:
     layer, head = planted.inducer.layer, planted.inducer.head
     receiver = planted.inducer if head is not None else Component(f"mamba.{layer}.conv_in")
     found: dict[str, dict[str, float]] = {}
-    for effect in (*batch.to_logits(), *batch.to_receiver(receiver)):
+    for effect in (*batch.to_logits(), *batch.to_receiver(receiver, ())):
         path = "to the inducer" if effect.receiver else effect.path
         found.setdefault(path, {})[effect.sender.name] = float(effect.values[:, 0].abs().mean())
     return found
