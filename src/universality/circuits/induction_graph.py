@@ -208,27 +208,27 @@ class _Search:
         found: Effects[Component] = {}
         for layer in sorted({component.layer for component in both}):
             here = {c: effects for c, effects in reaching.items() if c in both and c.layer == layer}
-            had = self._measured(inherited, ANSWER, list(found), list(here)) if found else {}
+            had = self._measured(inherited, ANSWER, list(found), list(here))
             found |= self._kept({c: effects - had.get(c, 0) for c, effects in here.items()}, ANSWER)
         return found
 
     def _movers(self, inducers: list[Component]) -> tuple[Effects[Component], Effects[Way]]:
         """Effects through all inputs, and of ways by one input."""
         ways = [way for inducer in inducers for way in ways_into(self.model, inducer)]
-        kept = self._kept(self._measured(moved, PLACE, ways), PLACE) if ways else {}
+        kept = self._kept(self._measured(moved, PLACE, ways), PLACE)
         movers: Effects[Component] = {}
         for way, effects in kept.items():
             movers[way.source] = movers.get(way.source, 0) + effects
         apart = [one for way in kept for one in inputs_of(self.model, way)]
-        return movers, self._kept(self._measured(moved, PLACE, apart), PLACE) if apart else {}
+        return movers, self._kept(self._measured(moved, PLACE, apart), PLACE)
 
     def _outputs(self, inducers: list[Component], reaching: Effects[Component]) -> Effects[Component]:
         """Effects of what each one has from inducers below."""
         heads = {component: effects for component, effects in reaching.items() if component.head is not None}
         later = heads | self._measured(written_at_last, ANSWER)
         later = {c: effects for c, effects in later.items() if any(is_below(inducer, c) for inducer in inducers)}
-        able = list(self._kept(later, ANSWER)) if later else []
-        return self._kept(self._measured(inherited, ANSWER, inducers, able), ANSWER) if able else {}
+        able = list(self._kept(later, ANSWER))
+        return self._kept(self._measured(inherited, ANSWER, inducers, able), ANSWER)
 
     def _measured(self, effects: Callable[..., Iterable[tuple[Key, torch.Tensor]]], *values) -> Effects[Key]:
         return over_batches(self.task, self.batch_size, partial(effects, self.model, *values))
