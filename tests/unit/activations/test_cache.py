@@ -229,7 +229,8 @@ def test_a_site_that_the_model_lacks_is_named(corpus, folder, tmp_path):
         cache_shard(folder / "gpt_neox", ["resid_post.7"], corpus / "tokens", "train", 0, settings(), tmp_path / "out")
 
 
-def test_products_in_bfloat16_are_told_apart_and_their_error_is_kept(corpus, folder, tmp_path):
+def test_products_in_bfloat16_are_told_apart_and_their_error_is_kept(corpus, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("universality.models.loading.has_bf16_products", lambda device: True)  # torch emulates them
     site = ["resid_post.1"]
     rounded = settings(products="bfloat16")
     cache_shard(folder / "mamba", site, corpus / "tokens", "evaluation", 0, rounded, tmp_path / "mamba")
