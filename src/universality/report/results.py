@@ -93,9 +93,18 @@ def metrics(results: Results) -> dict:
         "alignment": {name: _alignment_metrics(c) for name, c in results.comparisons.items()},
         "decoders": {name: _decoder_metrics(table) for name, table in results.decoders.items()},
         "spaces": {name: _space_metrics(table) for name, table in results.spaces.items()},
-        "circuits": _circuit_metrics(results),
-        "circuit_similarity": {task: table.to_dict("records") for task, table in results.similarity.items()},
+        "circuits": _defined(_circuit_metrics(results)),
+        "circuit_similarity": {t: _defined(table.to_dict("records")) for t, table in results.similarity.items()},
     }
+
+
+def _defined(value):
+    """None for every number that is undefined, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _defined(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_defined(one) for one in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _last_point(curves: pd.DataFrame) -> dict:
