@@ -22,14 +22,13 @@ Edges: mover -> inducer by each input, inducer -> output and inducer -> logits a
 and MLP frozen (induction_paths.py). inducer -> output goes on from there with everything recomputed.
 """
 
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from scipy.stats import false_discovery_control, ttest_1samp, wasserstein_distance
+from scipy.stats import wasserstein_distance
 
 from universality.circuits.edges import LOGITS
 from universality.circuits.faithfulness import draws, interval
@@ -47,6 +46,7 @@ from universality.circuits.induction_paths import (
     written_at_last,
 )
 from universality.circuits.path_patching import Component
+from universality.circuits.statistics import p_value, significant
 from universality.circuits.tasks.base import Task
 from universality.circuits.tasks.induction import CORRUPTIONS
 from universality.errors import StudyError
@@ -184,7 +184,7 @@ class _Search:
         accuracy = float(self.whole["top1"].mean())
         passes = accuracy >= self.criteria.min_accuracy
         graph = InductionGraph(self.model.n_layers, accuracy, passes)
-        falls = all(_p_value(-self.whole[name]) < self.criteria.alpha for name in CORRUPTIONS)
+        falls = all(p_value(-self.whole[name], "greater") < self.criteria.alpha for name in CORRUPTIONS)
         if not passes or not falls:  # without a loss there is nothing to have a share of
             return graph
         reaching = self._measured(carried, ANSWER)
@@ -238,11 +238,11 @@ class _Search:
         if not effects:
             return {}
         whole = self.whole[corruption].mean()
-        adjusted = false_discovery_control([_p_value(values * np.sign(whole)) for values in effects.values()])
+        p = np.array([p_value(values * np.sign(whole), "greater") for values in effects.values()])
         return {
             key: values
-            for (key, values), p in zip(effects.items(), adjusted, strict=True)
-            if values.mean() / whole >= self.criteria.min_share and p < self.criteria.alpha
+            for (key, values), sure in zip(effects.items(), significant(p, self.criteria.alpha), strict=True)
+            if sure and values.mean() / whole >= self.criteria.min_share
         }
 
     def _nodes(self, role: Role, effects: Effects[Component], corruption: str) -> list[Node]:
@@ -263,14 +263,6 @@ class _Search:
         wholes = self.whole[corruption][drawn].mean(1)
         shares = effects[drawn].mean(1) / np.where(wholes == 0, np.nan, wholes)
         return Share(*(float(end[0]) for end in interval(shares[:, None], self.criteria.confidence)))
-
-
-def _p_value(values: np.ndarray) -> float:
-    """Of a mean above 0 [S]; 1 where all are 0."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of prompts that are all alike
-        p = float(ttest_1samp(values, 0, alternative="greater").pvalue)
-    return 1.0 if np.isnan(p) else p
 
 
 class Similarity(NamedTuple):

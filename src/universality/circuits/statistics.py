@@ -1,14 +1,9 @@
 """What is told of effects on prompts: means with intervals, p-values, which senders matter."""
 
+from typing import Literal
+
 import numpy as np
 import scipy.stats
-
-from universality.circuits.settings import Measuring
-
-
-def draws(prompts: int, settings: Measuring) -> np.ndarray:
-    """Prompts of each bootstrap sample [R, S]."""
-    return np.random.default_rng(settings.bootstrap_seed).integers(0, prompts, (settings.bootstrap_samples, prompts))
 
 
 def interval(values: np.ndarray, drawn: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -18,11 +13,11 @@ def interval(values: np.ndarray, drawn: np.ndarray, confidence: float) -> tuple[
     return values.mean(axis=0), low, high
 
 
-def p_value(values: np.ndarray) -> float:
-    """That the mean over prompts [S] is 0, by a t-test; 1 where all are 0."""
+def p_value(values: np.ndarray, alternative: Literal["two-sided", "greater"] = "two-sided") -> float:
+    """That the mean over prompts [S] is 0, or not above 0, by a t-test; of prompts all alike there is no doubt."""
     if not np.ptp(values):
-        return 0.0 if values[0] else 1.0
-    return float(scipy.stats.ttest_1samp(values, 0).pvalue)
+        return 0.0 if values[0] > 0 or (values[0] < 0 and alternative == "two-sided") else 1.0
+    return float(scipy.stats.ttest_1samp(values, 0, alternative=alternative).pvalue)
 
 
 def significant(p: np.ndarray, rate: float) -> np.ndarray:

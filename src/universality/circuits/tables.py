@@ -14,6 +14,7 @@ from universality.circuits.faithfulness import (
     agreement,
     area,
     completeness,
+    draws,
     faithfulness,
     node_curve,
     patched_effects,
@@ -24,7 +25,7 @@ from universality.circuits.mixing import MixingCuts
 from universality.circuits.off_by_one import layer_shares, strongest, whole_profile
 from universality.circuits.path_patching import Component
 from universality.circuits.settings import Attributing, Measuring
-from universality.circuits.statistics import draws, interval, p_value, significant
+from universality.circuits.statistics import interval, p_value, significant
 from universality.circuits.tasks.base import Task
 from universality.models.language_model import LanguageModel
 from universality.runtime import log
@@ -46,7 +47,7 @@ class Circuit:
 
     def __init__(self, model: LanguageModel, name: str, task: Task, settings: Measuring):
         self.model, self.name, self.task, self.settings = model, name, task, settings
-        self.drawn = draws(len(task.clean), settings)
+        self.drawn = draws(len(task.clean), settings.bootstrap_samples, settings.bootstrap_seed)
         self.whole = whole_runs(model, task, settings)
         self.accuracy = float(self.whole["clean"][:, METRICS.index("top1")].mean())
         self.passes = self.accuracy >= settings.min_accuracy
