@@ -42,7 +42,7 @@ wildcard_constraints:
     model="[A-Za-z][A-Za-z0-9_]*",
     variant="[A-Za-z][A-Za-z0-9_]*",
     comparison="[A-Za-z][A-Za-z0-9_]*",
-    task="[A-Za-z][A-Za-z0-9_]*",
+    task=one_of(study.circuits.tasks),
     corpus=one_of(study.corpus.documents.held_out),
     tokenizer=one_of(plan.tokenizers()),
     tokens=one_of(plan.tokens()),
@@ -334,27 +334,11 @@ def side_flags(wildcards, input):
     return [f"{flag} {path}" for flag, paths in names.items() for path in paths]
 
 
-def circuit_inputs(wildcards):
-    """The model, and what its tokenizer makes of the documents."""
-    return {
-        "model": f"results/models/{wildcards.model}",
-        "tokens": plan.tokens_of(wildcards.model),
-        "tokenizer": plan.tokenizer_of(wildcards.model),
-    }
-
-
 def task_settings(wildcards):
-    """One task, and what is told of effects on it."""
+    """One task, what is told of effects on it, and how they are estimated."""
     return as_json(
         name=wildcards.task,
         task=study.circuits.tasks[wildcards.task],
         measuring=study.circuits.measuring,
-    )
-
-
-def attribution_settings(wildcards):
-    """The same, and how effects are estimated."""
-    return as_json(
-        **json.loads(task_settings(wildcards)),
         attribution=study.circuits.attribution,
     )

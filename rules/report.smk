@@ -19,9 +19,8 @@ rule report:
         alignment=plan.comparison_folders(),
         decoders=plan.decoder_tables("shares"),
         spaces=plan.space_tables(),
-        circuits=plan.circuit_tables(
-            "paths", "off_by_one", "mixing", "curves", "similarity"
-        ),
+        circuits=plan.circuits(),
+        similarity=plan.circuit_similarities(),
     output:
         page=directory("results/report"),
         metrics="results/metrics.json",
@@ -41,6 +40,7 @@ rule report:
                 "decoders",
                 "spaces",
                 "circuits",
+                "similarity",
             )
             for path in getattr(input, kind)
         ],

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from universality.activations.sites import layer_of, neuron_sites, residual_site, site_of_layer
 from universality.alignment.settings import DECODERS, PARTS, SPACES, Comparison, Side
+from universality.circuits.settings import SIMILARITY
 from universality.circuits.tasks.settings import REPETITIONS
 from universality.config import Study
 from universality.corpus.settings import EVALUATION, TRAIN, AnyTokenizer
@@ -187,7 +188,7 @@ class Plan:
         if stage == "activations":
             return [cached.rule for cached in self.cached()]
         if stage == "circuits":
-            return ["circuits_paths", "circuits_routes", "circuits_attribution", "circuits_similarity"]
+            return ["circuits", "circuits_similarity"]
         if stage == "alignment":
             return ["alignment_match", "alignment", "alignment_tables", "alignment_decoders", "alignment_spaces"]
         if stage == "saes":
@@ -275,23 +276,15 @@ class Plan:
         """Models whose circuits are looked for: an untrained one cannot do the task."""
         return [name for name, model in self.study.models.zoo.items() if not isinstance(model, UntrainedModel)]
 
-    def circuit_tables(self, *wanted: str) -> list[str]:
-        """Of every task and model; how an answer gets to the end where the task is induction. Of the wanted kinds, or
-        all."""
-        found = []
-        for task, settings in self.study.circuits.tasks.items():
-            kinds = ["paths.parquet", "attribution.parquet", "curves.parquet"]
-            if settings.kind in REPETITIONS:
-                kinds += ["off_by_one.parquet", "mixing.parquet", "graph.json"]
-            chosen = [kind for kind in kinds if kind.split(".")[0] in (wanted or (kind.split(".")[0],))]
-            found += [f"results/circuits/{task}/{model}/{kind}" for model in self.circuit_models() for kind in chosen]
-            if settings.kind in REPETITIONS and "similarity" in (wanted or ("similarity",)):
-                found.append(f"results/circuits/{task}/similarity.parquet")
-        return found
+    def circuits(self, task: str | None = None) -> list[str]:
+        """A folder for each task, or the one given, and model."""
+        tasks = self.study.circuits.tasks if task is None else [task]
+        return [f"results/circuits/{name}/{model}" for name in tasks for model in self.circuit_models()]
 
-    def graphs(self, task: str) -> list[str]:
-        """Of a task's circuit in every model."""
-        return [f"results/circuits/{task}/{model}/graph.json" for model in self.circuit_models()]
+    def circuit_similarities(self) -> list[str]:
+        """Of the tasks whose circuits are graphs."""
+        tasks = [name for name, task in self.study.circuits.tasks.items() if task.kind in REPETITIONS]
+        return [f"results/circuits/{SIMILARITY}/{name}.parquet" for name in tasks]
 
     def results(self) -> list[str]:
         """Every file and folder that the study's rules make."""
@@ -310,7 +303,8 @@ class Plan:
             *(f"results/alignment/{name}.parquet" for name in ("differences", "quality")),
             *self.decoder_tables(),
             *self.space_tables(),
-            *self.circuit_tables(),
+            *self.circuits(),
+            *self.circuit_similarities(),
             "results/report",
             "results/metrics.json",
         ]

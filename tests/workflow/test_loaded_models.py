@@ -96,7 +96,7 @@ def test_a_model_brings_its_own_tokenizer(folders):
     made = [
         "results/saes/mamba/topk/seed_0/evaluation.json",
         "results/features/evaluation/mamba/topk/seed_0/layer_1",
-        "results/circuits/induction/mamba/paths.parquet",
+        "results/circuits/induction/mamba",
     ]
     run = snakemake(project, *made)
     assert run.returncode == 0, run.stdout[-4000:]

@@ -2,10 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from universality.circuits.tasks.settings import AnyTask
 from universality.settings import Fraction, Name, Positive, Seed, Settings
+
+SIMILARITY = "similarity"
+"""The folder below results/circuits where tasks' names would stand."""
 
 
 class Measuring(Settings):
@@ -41,3 +44,9 @@ class CircuitsSettings(Settings):
     measuring: Measuring
     attribution: Attributing
     tasks: Annotated[dict[Name, AnyTask], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _no_task_takes_the_folder_of_similarities(self):
+        if SIMILARITY in self.tasks:
+            raise ValueError(f"tasks.{SIMILARITY}: results/circuits has a folder of that name; choose another")
+        return self

@@ -29,7 +29,7 @@ from universality.circuits.statistics import interval, p_value, significant
 from universality.circuits.tasks.base import Task
 from universality.models.language_model import LanguageModel
 from universality.runtime import log
-from universality.storage import read_json, write_json, write_table
+from universality.storage import read_json, replacing, write_json, write_table
 
 _TOP = 5  # effects of which attribution should name the largest
 FIRST = METRICS.index("logit_diff")
@@ -72,6 +72,17 @@ class Circuit:
             for k, metric in enumerate(METRICS)
             for end, x in (("", mean), ("_low", low), ("_high", high))
         }
+
+
+def write_circuit(circuit: Circuit, settings: Attributing, is_induction: bool, out: Path) -> None:
+    """A folder of all tables; those of how an answer gets to the end where the task is induction."""
+    with replacing(out) as folder:
+        folder.mkdir()
+        write_paths(circuit, folder / "paths.parquet")
+        write_attribution(circuit, settings, folder / "attribution.parquet", folder / "curves.parquet")
+        if is_induction:
+            write_routes(circuit, folder / "off_by_one.parquet", folder / "mixing.parquet")
+            write_graph(circuit, folder / "graph.json")
 
 
 def write_paths(circuit: Circuit, out: Path) -> None:

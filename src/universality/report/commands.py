@@ -16,7 +16,7 @@ app = stage("Gather the results.")
 @app.command(
     epilog=example(
         "report build --settings report.yaml --models models/neox --saes saes/metrics.parquet "
-        "--alignment alignment/cross --circuits circuits/induction_neox.parquet --metrics metrics.json "
+        "--alignment alignment/cross --circuits circuits/induction/neox --metrics metrics.json "
         "--out report"
     )
 )
@@ -25,7 +25,7 @@ def build(
     models: Annotated[list[Path], typer.Option(help="A model folder; repeat for more.")],
     saes: Annotated[Path, typer.Option(help="The table of all dictionaries' metrics.")],
     alignment: Annotated[list[Path], typer.Option(help="A comparison's folder; repeat.")],
-    circuits: Annotated[list[Path], typer.Option(help="A table of circuit effects; repeat for more.")],
+    circuits: Annotated[list[Path], typer.Option(help="A folder of `circuits analyse`, in its task's; repeat.")],
     metrics: Annotated[Path, typer.Option(help="Where metrics.json goes.")],
     out: Out,
     crosscoders: Annotated[
@@ -33,6 +33,9 @@ def build(
     ] = None,
     decoders: Annotated[
         list[Path] | None, typer.Option(help="Shares matched by decoder, NAME_shares.parquet; repeat for more.")
+    ] = None,
+    similarity: Annotated[
+        list[Path] | None, typer.Option(help="How alike circuits are, TASK.parquet; repeat for more.")
     ] = None,
     spaces: Annotated[list[Path] | None, typer.Option(help="Whole layers compared, NAME.parquet; repeat.")] = None,
     threads: Threads = 1,
@@ -44,5 +47,15 @@ def build(
     from universality.report.page import build_report
 
     build_report(
-        parsed, models, saes, crosscoders or [], alignment, decoders or [], spaces or [], circuits, metrics, out
+        parsed,
+        models,
+        saes,
+        crosscoders or [],
+        alignment,
+        decoders or [],
+        spaces or [],
+        circuits,
+        similarity or [],
+        metrics,
+        out,
     )

@@ -32,10 +32,11 @@ def build_report(
     decoders: list[Path],
     spaces: list[Path],
     circuits: list[Path],
+    similarity: list[Path],
     metrics_file: Path,
     out: Path,
 ) -> None:
-    results = read_results(models, saes, crosscoders, alignment, decoders, spaces, circuits)
+    results = read_results(models, saes, crosscoders, alignment, decoders, spaces, circuits, similarity)
     measured = metrics(results)
     page = render(settings.title, results, measured)
     with replacing(out) as folder:

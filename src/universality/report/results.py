@@ -53,6 +53,7 @@ def read_results(
     decoders: list[Path],
     spaces: list[Path],
     circuits: list[Path],
+    similarity: list[Path],
 ) -> Results:
     training = {p.name: _frame(p / "training.parquet") for p in models if (p / "training.parquet").exists()}
     features = {p.name.removesuffix(".features.parquet"): _frame(p) for p in crosscoders}
@@ -64,8 +65,12 @@ def read_results(
     }
     shares = {p.stem.removesuffix("_shares"): _frame(p) for p in decoders}
     whole = {p.stem: _frame(p) for p in spaces}
-    alike = {p.parent.name: _frame(p) for p in circuits if p.stem == "similarity"}
-    tables = {(p.parent.parent.name, p.parent.name, p.stem): _frame(p) for p in circuits if p.stem != "similarity"}
+    alike = {p.stem: _frame(p) for p in similarity}
+    tables = {
+        (folder.parent.name, folder.name, path.stem): _frame(path)
+        for folder in circuits
+        for path in sorted(folder.glob("*.parquet"))
+    }
     return Results(training, _frame(saes), features, comparisons, shares, whole, tables, alike)
 
 

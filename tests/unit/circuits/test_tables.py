@@ -9,6 +9,7 @@ from universality.circuits.settings import Attributing, Measuring
 from universality.circuits.tables import (
     Circuit,
     write_attribution,
+    write_circuit,
     write_graph,
     write_paths,
     write_routes,
@@ -124,3 +125,14 @@ def test_the_routes_of_planted_models_are_tabulated_and_their_graphs_compared(tm
     assert (row["model"], row["other"]) == ("mamba", "gpt2")
     assert 0.8 < row["score"] <= 1
     assert (table.logit_diff_low <= table.logit_diff_high).all()
+
+
+@pytest.mark.parametrize("is_induction", [True, False])
+def test_a_folder_has_all_tables_of_the_task(tmp_path, is_induction):
+    write_circuit(circuit(tiny_model("rwkv")), ATTRIBUTING, is_induction, tmp_path / "out")
+    expected = {"paths.parquet", "attribution.parquet", "curves.parquet"}
+    if is_induction:
+        expected |= {"off_by_one.parquet", "mixing.parquet", "graph.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == expected
+    if is_induction:  # RWKV has neither kind of layer that writes for later positions to read
+        assert pd.read_parquet(tmp_path / "out" / "off_by_one.parquet").empty

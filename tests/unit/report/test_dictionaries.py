@@ -35,7 +35,7 @@ def results(tmp_path):
     shares = {"share neox:resid_post.0": share, "share mamba:resid_post.1": 1 - share}
     features = {"feature": np.arange(10), "frequency": np.full(10, 0.1), "dead": share > 0.8, **shares}
     write_table(tmp_path / "pair.features.parquet", features)
-    return read_results([], tmp_path / "metrics.parquet", [tmp_path / "pair.features.parquet"], [], [], [], [])
+    return read_results([], tmp_path / "metrics.parquet", [tmp_path / "pair.features.parquet"], [], [], [], [], [])
 
 
 def test_metrics_are_means_over_layers_and_crosscoders_stand_apart(results):
