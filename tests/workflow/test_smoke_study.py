@@ -87,7 +87,7 @@ def test_a_feature_is_shown_with_its_partners_and_contexts(study):
 
 def test_the_page_needs_nothing_but_itself(study):
     page = (study.folder / "results" / "report" / "index.html").read_text()
-    assert page.count("<svg") == 8
+    assert page.count("<svg") == 9
     outside = re.findall(r"(?:src|href)\s*=\s*[\"'](?!#)[^\"']*", page)
     assert [link for link in outside if "w3.org" not in link and '"data:' not in link] == []
     for name in load_study(study.folder / "params.yaml").alignment.comparisons:
@@ -102,6 +102,8 @@ def test_every_job_leaves_a_log_and_its_benchmark(study, finished):
     counts = {"corpus": 3, "models": len(plan.models()), "saes": n_saes, "features": len(plan.feature_sets())}
     names = plan.study.alignment.comparisons
     counts["alignment"] = 1 + sum(1 + len(plan.alignment_parts(name)) for name in names)
+    counts["alignment"] += len(plan.decoder_tables("shares")) + len(plan.space_tables())
+    counts["circuits"] = len(plan.circuits()) + len(plan.circuit_similarities())
     for stage, count in counts.items():
         for suffix in ("log", "tsv"):
             assert len(list((logs / stage).rglob(f"*.{suffix}"))) == count, (stage, suffix)
