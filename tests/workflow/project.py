@@ -24,7 +24,7 @@ def environment() -> dict[str, str]:
 
 def stage_of(rule: str) -> str:
     """The DVC stage of a rule; several stages have several rules."""
-    several = [stage for stage in ("activations", "saes", "alignment") if rule.startswith(f"{stage}_")]
+    several = [stage for stage in ("activations", "saes", "alignment", "circuits") if rule.startswith(f"{stage}_")]
     return several[0] if several else rule
 
 
