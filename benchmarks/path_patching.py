@@ -1,24 +1,25 @@
-"""Path patching of every layer's last state to the logits at Mamba-130M's sizes: ours against the published loop.
+"""Path patching at published sizes: ours against the published ways.
 
-    python benchmarks/path_patching.py                     # all 24 layers of both, minutes a round
-    python benchmarks/path_patching.py --peer-layers 2     # the peer patches two layers; its time is scaled up
-    python benchmarks/path_patching.py --growth            # ours alone, by layers and by length
+    python benchmarks/path_patching.py                              # states of all 24 layers -> logits, Mamba-130M
+    python benchmarks/path_patching.py --timed 2                    # the peer patches two layers, its time scaled up
+    python benchmarks/path_patching.py --growth                     # ours alone, by layers and by length
+    python benchmarks/path_patching.py --what heads [--path total]  # heads -> logits, Pythia-160M
 
-Weights are random at the real sizes; a batch of the induction task, B replaced. The published loop, with mamba-lens on
-a CPU, runs clean and corrupted tokens, then the whole model once for each layer. Any way to these effects needs a clean
-and a corrupted pass, the bound that ours is set against as well. Prints medians, by how much the effects of the two
-differ and, last, ratio=<median of theirs over ours>.
+Weights are random at the real sizes; a batch of the induction task, B replaced. States: the published loop, with
+mamba-lens on a CPU, runs clean and corrupted tokens, then the whole model once for each layer. Any way to these effects
+needs a clean and a corrupted pass, the bound that ours is set against as well. Heads: path_patching_heads.py. Prints
+medians, by how much the effects of the two differ and, last, ratio=<median of theirs over ours>.
 """
 
 import argparse
 import json
 import statistics
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from path_patching_heads import heads
 from peer import ENVIRONMENT, Peer
 from safetensors.torch import save_file
 from side_by_side import in_turn, ratio, table, use_threads
@@ -69,7 +70,7 @@ def state(options, folder: Path) -> None:
     }  # fmt: skip
     peer = Peer("path_patching", job, options.python)
     found: dict[str, np.ndarray] = {}
-    layers = np.linspace(0, options.layers - 1, min(options.peer_layers, options.layers)).round().astype(int)
+    layers = np.linspace(0, options.layers - 1, min(options.timed, options.layers)).round().astype(int)
 
     def prepare() -> None:
         found["clean"] = np.array(json.loads(peer.ask("prepare")))
@@ -114,23 +115,31 @@ def state_growth(options) -> None:
         print(f"layers {n_layers:3d}  length {length:4d}  {seconds:7.2f} s  {over:5.2f} times two passes")
 
 
-SECTIONS: dict[str, tuple[Callable, Callable]] = {"state": (state, state_growth)}
-"""What is patched -> (against its peer, growth)."""
+SECTIONS = {
+    "state": (state, {"layers": 24, "batch": 16, "timed": 24}),
+    "heads": (heads, {"layers": 12, "batch": 8, "timed": 6}),
+}
+"""What is patched -> (against its peer, sizes)."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", choices=list(SECTIONS), default="state")
-    sizes = {"layers": 24, "batch": 16, "length": 64, "peer-layers": 24, "threads": 2, "rounds": 3}
-    for name, default in sizes.items():
+    for name in ("layers", "batch"):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--timed", type=int, help="layers, or heads, that the peer patches")
+    for name, default in (("length", 64), ("threads", 2), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--path", choices=["direct", "total"], default="direct", help="of heads")
+    parser.add_argument("--sequential", action="store_true", help="of heads: MLPs after attention, not beside it")
     parser.add_argument("--python", type=Path, default=ENVIRONMENT / "bin" / "python", help="the peers' interpreter")
-    parser.add_argument("--growth", action="store_true")
-    options = parser.parse_args()
+    parser.add_argument("--growth", action="store_true", help="of states")
+    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    versus, sizes = SECTIONS[given["what"]]
+    options = argparse.Namespace(**sizes | given)
     use_threads(options.threads)
-    versus, growth = SECTIONS[options.what]
     if options.growth:
-        growth(options)
+        state_growth(options)
         return
     with tempfile.TemporaryDirectory() as folder:
         versus(options, Path(folder))

@@ -1,24 +1,18 @@
-"""Paths of all heads to the logits: ours against a loop of full runs with transformer-lens' hooks, in turn.
-
-    python benchmarks/path_patching_heads.py                # direct paths: all else that mixes positions is frozen
-    python benchmarks/path_patching_heads.py --path total   # everything after the head recomputed
+"""Paths of all heads to the logits, the section "heads" of path_patching.py: ours against a loop of full runs.
 
 Pythia-160M's sizes, weights random, the induction task with B replaced. Both sides begin with tokens and end with an
 effect for each head, so the clean and the corrupted run are in both times. The peer, HookedTransformer of
-transformer-lens 3.9, makes one run for each head; a few --peer-heads, spread over the layers, are timed and their time
-is scaled to all of them, as every run is of the whole model. Effects of the timed heads are compared. Prints medians
-and, last, ratio=<median of theirs over ours>.
+transformer-lens 3.9, makes one run for each head; a few --timed heads, spread over the layers, are timed and their time
+is scaled to all of them, as every run is of the whole model. Effects of the timed heads are compared.
 """
 
-import argparse
 import json
-import tempfile
 from pathlib import Path
 
 import torch
-from peer import ENVIRONMENT, Peer
+from peer import Peer
 from safetensors.torch import save_file
-from side_by_side import in_turn, ratio, table, use_threads
+from side_by_side import in_turn, ratio, table
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from universality.circuits.head_paths import HeadPaths
@@ -46,11 +40,11 @@ def prepare(options, folder: Path) -> tuple[LanguageModel, Task]:
     return LanguageModel(hf), task
 
 
-def versus(options, folder: Path) -> None:
+def heads(options, folder: Path) -> None:
     model, task = prepare(options, folder)
     peer = Peer("head_patching", {"folder": str(folder), "threads": options.threads}, options.python)
     n_heads = options.layers * HEADS
-    timed = [divmod(n * n_heads // options.peer_heads, HEADS) for n in range(options.peer_heads)]
+    timed = [divmod(n * n_heads // options.timed, HEADS) for n in range(options.timed)]
 
     found, expected = {}, {}
 
@@ -75,21 +69,3 @@ def versus(options, folder: Path) -> None:
     times["transformer-lens"] = [b + s * n_heads / len(timed) for b, s in zip(before, runs, strict=True)]
     table(times, n_heads, "heads")
     print(f"ratio={ratio(times, 'ours', 'transformer-lens'):.1f}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"layers": 12, "batch": 8, "length": 64, "peer-heads": 6, "threads": 2, "rounds": 3}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--path", choices=["direct", "total"], default="direct")
-    parser.add_argument("--sequential", action="store_true", help="MLPs after attention rather than beside it")
-    parser.add_argument("--python", type=Path, default=ENVIRONMENT / "bin" / "python", help="the peer's interpreter")
-    options = parser.parse_args()
-    use_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        versus(options, Path(folder))
-
-
-if __name__ == "__main__":
-    main()

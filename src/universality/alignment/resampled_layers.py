@@ -13,7 +13,8 @@ from universality.alignment.settings import Statistics
 from universality.alignment.token_order import TokenOrder
 
 _PAIRS = 512  # pairs of features whose sums are held at a time
-Fraction = tuple[np.ndarray, np.ndarray]
+Ratio = tuple[np.ndarray, np.ndarray]
+"""Numerator and denominator [R]."""
 
 
 class Added(NamedTuple):
@@ -21,7 +22,7 @@ class Added(NamedTuple):
     largest correlation within the other layer moves with each group of documents; `prefixes`: the same of the sum of
     MPPC on each prefix."""
 
-    sums: dict[str, Fraction]
+    sums: dict[str, Ratio]
     layer: np.ndarray
     prefixes: list[np.ndarray]
 
@@ -168,7 +169,7 @@ class _Counts:
 
     def __init__(self, resamples: int):
         self._resamples = resamples
-        self.sums: dict[str, Fraction] = {}
+        self.sums: dict[str, Ratio] = {}
 
     def add(self, statistic: str, numerator: np.ndarray | float, denominator: np.ndarray | float) -> None:
         before = self.sums.get(statistic, (np.zeros(self._resamples), np.zeros(self._resamples)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from universality.alignment.gather import Direction
 from universality.alignment.layers import Layer
-from universality.alignment.resampled_layers import Added, Fraction, Resampling
+from universality.alignment.resampled_layers import Added, Ratio, Resampling
 from universality.alignment.settings import Matching, Statistics
 from universality.alignment.sides import ModelSide
 from universality.alignment.token_order import TokenOrder, rotations
@@ -28,7 +28,7 @@ class Resampled(NamedTuple):
     with each group of documents [G]; `prefixes`: direction -> the same of the sum of MPPC on each prefix; `depth`:
     direction -> (places of features, place of the layer of their best partner in each resample [R, features])."""
 
-    sums: dict[tuple[str, str], Fraction]
+    sums: dict[tuple[str, str], Ratio]
     low: dict[str, np.ndarray]
     high: dict[str, np.ndarray]
     layers: dict[tuple[str, int, int], np.ndarray]
@@ -85,7 +85,7 @@ def resample(
 
 
 def _put_together(a: ModelSide, b: ModelSide, both: list[Resampling], parts: dict[tuple, Added]) -> Resampled:
-    sums: dict[tuple[str, str], Fraction] = {}
+    sums: dict[tuple[str, str], Ratio] = {}
     prefixes: dict[str, list[np.ndarray]] = {}
     layers: dict[tuple[str, int, int], np.ndarray] = {}
     for side, x, y in sorted(parts):

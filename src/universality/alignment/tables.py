@@ -43,18 +43,18 @@ def differences_table(comparisons: list[Path], confidence: float) -> pd.DataFram
 
 
 def quality_table(comparisons: list[Path], saes: Path) -> pd.DataFrame:
-    """A row for each layer of each side of a comparison of SAEs: its mean MPPC, plain and held out, beside L0 and
+    """A row for each layer of each side that is seen through SAEs: its mean MPPC, plain and held out, beside L0 and
     explained variance of its SAE. `corpus` is the comparison's; the SAEs were measured on `evaluation`."""
     measured = read_table(saes).to_pandas()
     measured = measured[measured.kind == "sae"].set_index(["model", "variant", "seed", "layer"])[_QUALITY]
     rows = []
     for folder in comparisons:
         summary = read_json(folder / "summary.json")
-        if summary["a"]["variant"] is None:
-            continue
         features = read_table(folder / "features.parquet", ["direction", "layer", "mppc", "heldout_mppc"]).to_pandas()
         for direction, side in zip(_DIRECTIONS, ("a", "b"), strict=False):
             own = summary[side]
+            if own["variant"] is None:
+                continue
             for layer, part in features[features.direction == direction].groupby("layer"):
                 kept = measured.loc[(own["model"], own["variant"], own["seed"], layer)]
                 rows.append(

@@ -6,10 +6,17 @@ import numpy as np
 import scipy.stats
 
 
-def interval(values: np.ndarray, drawn: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean, low, high) [...] over prompts [S, ...], by bootstrap over these (percentiles)."""
+def shares_drawn(drawn: np.ndarray) -> np.ndarray:
+    """Share of each bootstrap sample [R, S] that every prompt makes up [R, S]."""
+    resamples, prompts = drawn.shape
+    place = drawn + prompts * np.arange(resamples)[:, None]
+    return np.bincount(place.ravel(), minlength=drawn.size).reshape(drawn.shape) / prompts
+
+
+def interval(values: np.ndarray, shares: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(mean, low, high) [...] over prompts [S, ...], by bootstrap over these (percentiles); `shares` [R, S]."""
     tail = (1 - confidence) / 2
-    low, high = np.quantile(values[drawn].mean(axis=1), [tail, 1 - tail], axis=0)
+    low, high = np.quantile(shares @ values, [tail, 1 - tail], axis=0)
     return values.mean(axis=0), low, high
 
 

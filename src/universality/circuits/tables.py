@@ -25,7 +25,7 @@ from universality.circuits.mixing import MixingCuts
 from universality.circuits.off_by_one import layer_shares, strongest, whole_profile
 from universality.circuits.path_patching import Component
 from universality.circuits.settings import Attributing, Measuring
-from universality.circuits.statistics import interval, p_value, significant
+from universality.circuits.statistics import interval, p_value, shares_drawn, significant
 from universality.circuits.tasks.base import Task
 from universality.models.language_model import LanguageModel
 from universality.runtime import log
@@ -48,6 +48,7 @@ class Circuit:
     def __init__(self, model: LanguageModel, name: str, task: Task, settings: Measuring):
         self.model, self.name, self.task, self.settings = model, name, task, settings
         self.drawn = draws(len(task.clean), settings.bootstrap_samples, settings.bootstrap_seed)
+        self.shares = shares_drawn(self.drawn)
         self.whole = whole_runs(model, task, settings)
         self.accuracy = float(self.whole["clean"][:, METRICS.index("top1")].mean())
         self.passes = self.accuracy >= settings.min_accuracy
@@ -66,7 +67,7 @@ class Circuit:
 
     def described(self, values: np.ndarray) -> dict[str, float]:
         """Means over prompts of metrics [S, metrics], each with low and high."""
-        mean, low, high = interval(values, self.drawn, self.settings.confidence)
+        mean, low, high = interval(values, self.shares, self.settings.confidence)
         return {
             f"{metric}{end}": float(x[k])
             for k, metric in enumerate(METRICS)
@@ -95,7 +96,7 @@ def write_paths(circuit: Circuit, out: Path) -> None:
     if circuit.passes:
         chance = to_logits_by_chance(circuit.model, task, settings)
         found = {name: to_logits(circuit.model, task, name, settings) for name in task.corrupted}
-        receiver = strongest_receiver(circuit.model, found[circuit.corruption])
+        receiver = strongest_receiver(found[circuit.corruption])
         for name, effects in found.items():
             rows += _path_rows(circuit, name, effects, chance)
             rows += _path_rows(circuit, name, through(circuit.model, task, name, receiver, settings), {})
@@ -128,9 +129,9 @@ def _against_chance(circuit: Circuit, values: np.ndarray, null: np.ndarray | Non
     if null is None:
         return {"null": np.nan, "null_low": np.nan, "null_high": np.nan, "above_null": None}
     settings, sign = circuit.settings, np.sign(values[:, FIRST].mean())
-    mean, low, high = interval(null[:, FIRST], circuit.drawn, settings.confidence)
-    _, more, _ = interval(sign * (values - null)[:, FIRST], circuit.drawn, settings.confidence)
-    _, strong, _ = interval(sign * values[:, FIRST], circuit.drawn, settings.confidence)
+    mean, low, high = interval(null[:, FIRST], circuit.shares, settings.confidence)
+    _, more, _ = interval(sign * (values - null)[:, FIRST], circuit.shares, settings.confidence)
+    _, strong, _ = interval(sign * values[:, FIRST], circuit.shares, settings.confidence)
     return {"null": mean, "null_low": low, "null_high": high, "above_null": bool(min(more, strong) > 0)}
 
 
@@ -145,7 +146,7 @@ def _mark(rows: list[dict], settings: Measuring) -> None:
             row["matters"] = bool(is_found and abs(row["share"]) >= settings.min_share)
 
 
-def strongest_receiver(model: LanguageModel, effects: Effects) -> Component:
+def strongest_receiver(effects: Effects) -> Component:
     """The head that moves the logit difference most on the direct path under the task's default corruption; for Mamba
     the convolution input of the layer whose state does; for RWKV the time mix that does."""
 
@@ -163,8 +164,7 @@ def write_routes(circuit: Circuit, off_by_one: Path, mixing: Path) -> None:
     """How what is told of B comes to the last position: a row for each layer and offset whose write is exchanged, and
     for each layer whose convolution, state or attention is cut. No rows for a model without such layers."""
     profiles, cuts = [], []
-    known = {module for module, _, _ in (site.split(".") for site in circuit.model.sites if site.count(".") == 2)}
-    if circuit.passes and known & {"attn", "mamba"}:
+    if circuit.passes and {"attn.0.z", "mamba.0.y"} & circuit.model.sites.keys():
         profiles, cuts = _profile_rows(circuit), _cut_rows(circuit)
     shares = [f"{name}{end}" for name in ("share", "mean_offset") for end in ("", "_low", "_high")]
     identity = ("corruption", "sender", "layer", "offset", "strongest")
@@ -201,6 +201,7 @@ def _cut_rows(circuit: Circuit) -> list[dict]:
 
 
 def write_graph(circuit: Circuit, out: Path) -> None:
+    """The circuit as a graph; without nodes where none is found."""
     settings = circuit.settings
     criteria = Criteria(
         bootstrap_seed=settings.bootstrap_seed,
@@ -226,13 +227,13 @@ def write_similarity(graphs: list[Path], out: Path) -> None:
 
 
 def write_attribution(circuit: Circuit, settings: Attributing, scores: Path, curves: Path) -> None:
-    """Estimated effects of components beside nothing but a run with gradients; circuits of the largest, run."""
+    """A row for each component, what gradients say its effect is; and how well circuits of the largest do the task."""
     rows, heights = [], []
     if circuit.passes:
         model, task, corruption, size = circuit.model, circuit.task, circuit.corruption, circuit.settings.batch_size
         found = node_attribution(model, task, corruption, steps=settings.steps, batch_size=size)
         for component, values in zip(found.components, found.total.double().numpy().T, strict=True):
-            mean, low, high = interval(values, circuit.drawn, circuit.settings.confidence)
+            mean, low, high = interval(values, circuit.shares, circuit.settings.confidence)
             place = {"component": component.name, "layer": component.layer, "head": component.head}
             rows.append({"corruption": corruption, **place, "score": mean, "score_low": low, "score_high": high})
         writers = components(model, WRITERS, embed=False)

@@ -45,17 +45,9 @@ def build(
     configure(threads, log)
     parsed = parse_argument(ReportSettings, settings)
     from universality.report.page import build_report
+    from universality.report.results import Inputs
 
-    build_report(
-        parsed,
-        models,
-        saes,
-        crosscoders or [],
-        alignment,
-        decoders or [],
-        spaces or [],
-        circuits,
-        similarity or [],
-        metrics,
-        out,
+    inputs = Inputs(
+        models, saes, crosscoders or [], alignment, decoders or [], spaces or [], circuits, similarity or []
     )
+    build_report(parsed, inputs, metrics, out)

@@ -6,7 +6,7 @@ from pathlib import Path
 import jinja2
 
 from universality.report import figures
-from universality.report.results import MATCHED, Results, metrics, read_results
+from universality.report.results import MATCHED, Inputs, Results, metrics, read_results
 from universality.report.settings import ReportSettings
 from universality.storage import replacing, write_json
 
@@ -23,20 +23,8 @@ SETTING_NAMES = {
 }
 
 
-def build_report(
-    settings: ReportSettings,
-    models: list[Path],
-    saes: Path,
-    crosscoders: list[Path],
-    alignment: list[Path],
-    decoders: list[Path],
-    spaces: list[Path],
-    circuits: list[Path],
-    similarity: list[Path],
-    metrics_file: Path,
-    out: Path,
-) -> None:
-    results = read_results(models, saes, crosscoders, alignment, decoders, spaces, circuits, similarity)
+def build_report(settings: ReportSettings, inputs: Inputs, metrics_file: Path, out: Path) -> None:
+    results = read_results(inputs)
     measured = metrics(results)
     page = render(settings.title, results, measured)
     with replacing(out) as folder:

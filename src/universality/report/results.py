@@ -45,33 +45,37 @@ class Results(NamedTuple):
         return {model: table for model, table in found.items() if len(table) and table.passes.iloc[0]}
 
 
-def read_results(
-    models: list[Path],
-    saes: Path,
-    crosscoders: list[Path],
-    alignment: list[Path],
-    decoders: list[Path],
-    spaces: list[Path],
-    circuits: list[Path],
-    similarity: list[Path],
-) -> Results:
-    training = {p.name: _frame(p / "training.parquet") for p in models if (p / "training.parquet").exists()}
-    features = {p.name.removesuffix(".features.parquet"): _frame(p) for p in crosscoders}
+class Inputs(NamedTuple):
+    """Files and folders of a study's results; `saes` is the table of all dictionaries."""
+
+    models: list[Path]
+    saes: Path
+    crosscoders: list[Path]
+    alignment: list[Path]
+    decoders: list[Path]
+    spaces: list[Path]
+    circuits: list[Path]
+    similarity: list[Path]
+
+
+def read_results(inputs: Inputs) -> Results:
+    training = {p.name: _frame(p / "training.parquet") for p in inputs.models if (p / "training.parquet").exists()}
+    features = {p.name.removesuffix(".features.parquet"): _frame(p) for p in inputs.crosscoders}
     comparisons = {
         p.name: Comparison(
             _frame(p / "features.parquet"), read_json(p / "summary.json"), _frame(p / "unmatched.parquet")
         )
-        for p in alignment
+        for p in inputs.alignment
     }
-    shares = {p.stem.removesuffix("_shares"): _frame(p) for p in decoders}
-    whole = {p.stem: _frame(p) for p in spaces}
-    alike = {p.stem: _frame(p) for p in similarity}
+    shares = {p.stem.removesuffix("_shares"): _frame(p) for p in inputs.decoders}
+    whole = {p.stem: _frame(p) for p in inputs.spaces}
+    alike = {p.stem: _frame(p) for p in inputs.similarity}
     tables = {
         (folder.parent.name, folder.name, path.stem): _frame(path)
-        for folder in circuits
+        for folder in inputs.circuits
         for path in sorted(folder.glob("*.parquet"))
     }
-    return Results(training, _frame(saes), features, comparisons, shares, whole, tables, alike)
+    return Results(training, _frame(inputs.saes), features, comparisons, shares, whole, tables, alike)
 
 
 def _frame(path: Path) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from universality.alignment.dense import DenseLayer, match_dense, read_dense_lay
 from universality.alignment.mppc import Drawn
 from universality.alignment.settings import Comparison
 from universality.alignment.sides import read_sides, read_text
+from universality.alignment.tables import quality_table
 from universality.alignment.token_order import order_by_document, rotations
 from universality.errors import StudyError
 from universality.storage import replacing, write_json, write_table
@@ -111,6 +112,31 @@ def test_axes_of_the_stream_are_compared_with_both_signs(basis, stream):
     if basis == "pca":  # the two common directions are found whatever the streams' own axes are
         assert (found[0].r[:2, 0] > 0.95).all()
         assert (found[0].r[2:6, 0] < 0.2).all()
+
+
+def test_features_are_compared_with_a_basis_and_only_they_have_a_quality(stream, tmp_path):
+    """Features that are the shared directions, where these are large, against principal components of the stream."""
+    stores, _ = stream
+    paths, _ = stores["b"]
+    rng = np.random.default_rng(7)
+    common = rng.standard_normal((N_TOKENS, 2)) * [5, 3]  # what the stream was made of
+    codes = write_codes(tmp_path / "codes", np.maximum(common - 2, 0).astype(np.float32))
+    sides = {"a": {"model": "a", "variant": "topk", "seed": 0}, "b": {"model": "b", "basis": "pca"}}
+    comparison = Comparison(setting="any", **sides)
+    text = read_text(paths, paths, MATCHING)
+    both = read_sides(comparison, ([0], [0]), ([codes], paths), text)
+    write_block(*both, text.order, MATCHING, tmp_path / "part.safetensors")
+    out = tmp_path / "mixed"
+    write_comparison(comparison, *both, [tmp_path / "part.safetensors"], text.order, MATCHING, STATISTICS, out)
+    features = pd.read_parquet(out / "features.parquet").query("direction == 'a_to_b'")
+    assert set(features.best_feature % 6) == {0, 1}
+    assert (features.mppc > 0.6).all()
+    assert (features.heldout_mppc > 0.6).all()
+    measured = {"kind": ["sae"], "model": ["a"], "variant": ["topk"], "seed": [0], "layer": [0]}
+    write_table(tmp_path / "saes.parquet", measured | {"L0": [2.0], "explained_variance": [0.9]})
+    [row] = quality_table([out], tmp_path / "saes.parquet").to_dict("records")
+    assert (row["model"], row["direction"], row["L0"]) == ("a", "a_to_b", 2.0)
+    assert row["mean_mppc"] == pytest.approx(features.mppc.mean())
 
 
 def test_where_shards_meet_makes_no_difference(tmp_path):

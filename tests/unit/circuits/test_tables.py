@@ -3,9 +3,11 @@ import pandas as pd
 import pytest
 
 from tests.conftest import LENGTH, tiny_model
+from universality.circuits.faithfulness import draws
 from universality.circuits.metrics import METRICS
 from universality.circuits.planted import planted_mamba, planted_transformer
 from universality.circuits.settings import Attributing, Measuring
+from universality.circuits.statistics import interval, shares_drawn
 from universality.circuits.tables import (
     Circuit,
     write_attribution,
@@ -136,3 +138,11 @@ def test_a_folder_has_all_tables_of_the_task(tmp_path, is_induction):
     assert {path.name for path in (tmp_path / "out").iterdir()} == expected
     if is_induction:  # RWKV has neither kind of layer that writes for later positions to read
         assert pd.read_parquet(tmp_path / "out" / "off_by_one.parquet").empty
+
+
+def test_intervals_are_those_of_the_prompts_drawn():
+    values, drawn = np.random.default_rng(0).standard_normal((12, 3)), draws(12, 50, seed=1)
+    mean, low, high = interval(values, shares_drawn(drawn), 0.9)
+    means = np.stack([values[prompts].mean(axis=0) for prompts in drawn])
+    np.testing.assert_allclose(mean, values.mean(axis=0))
+    np.testing.assert_allclose([low, high], np.quantile(means, [0.05, 0.95], axis=0))

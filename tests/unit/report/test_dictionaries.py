@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from universality.report import figures
-from universality.report.results import QUALITY, Comparison, _crosscoder_metrics, metrics, read_results
+from universality.report.results import QUALITY, Comparison, Inputs, _crosscoder_metrics, metrics, read_results
 from universality.saes.metrics import FREQUENCY_BINS, SCHEMA, gather
 from universality.storage import write_json, write_table
 
@@ -35,7 +35,8 @@ def results(tmp_path):
     shares = {"share neox:resid_post.0": share, "share mamba:resid_post.1": 1 - share}
     features = {"feature": np.arange(10), "frequency": np.full(10, 0.1), "dead": share > 0.8, **shares}
     write_table(tmp_path / "pair.features.parquet", features)
-    return read_results([], tmp_path / "metrics.parquet", [tmp_path / "pair.features.parquet"], [], [], [], [], [])
+    pair = [tmp_path / "pair.features.parquet"]
+    return read_results(Inputs([], tmp_path / "metrics.parquet", pair, [], [], [], [], []))
 
 
 def test_metrics_are_means_over_layers_and_crosscoders_stand_apart(results):
