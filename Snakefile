@@ -11,6 +11,7 @@ include: "rules/saes.smk"
 include: "rules/features.smk"
 include: "rules/alignment.smk"
 include: "rules/circuits.smk"
+include: "rules/ablation.smk"
 include: "rules/report.smk"
 
 
@@ -29,3 +30,4 @@ rule all:
         rules.all_report.input,
         rules.all_alignment.input,
         rules.all_circuits.input,
+        rules.all_ablation.input,

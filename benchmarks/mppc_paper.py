@@ -23,6 +23,7 @@ from universality.alignment.compare import write_comparison
 from universality.alignment.settings import Comparison, Matching, Statistics
 from universality.alignment.sides import ModelSide, features_side
 from universality.alignment.token_order import TokenOrder, order_by_document
+from universality.runtime import configure
 from universality.storage import replacing, write_json, write_table
 
 _DOCUMENT = 500  # tokens
@@ -92,13 +93,14 @@ def timed(what: str, run: Callable) -> tuple[float, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
-    sizes = {"layers-a": 12, "layers-b": 24, "tokens": 1_000_000, "features": 24_576, "l0": 64, "block-layers": 3}
+    sizes = {"layers-a": 12, "layers-b": 24, "tokens": 1_000_000, "features": 24_576, "l0": 64, "block-layers": 4}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only-make", action="store_true", help="Make the codes and stop.")
     settings = parser.parse_args()
     use_threads(settings.threads)
+    configure(settings.threads, None)  # so that progress is told
     settings.folder.mkdir(exist_ok=True)
     a, b = sides(settings.folder, settings)
     if settings.only_make:

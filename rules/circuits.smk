@@ -9,6 +9,7 @@ rule all_circuits:
     input:
         plan.circuits(),
         plan.circuit_similarities(),
+        plan.published_circuits(),
 
 
 rule circuits:
@@ -46,3 +47,20 @@ rule circuits_similarity:
         code=code("circuits"),
     shell:
         "universality circuits similarity {params.graphs} --out {output} --log {log}"
+
+
+rule circuits_published:
+    input:
+        plan.circuits(published=True),
+    output:
+        "results/circuits/published.parquet",
+    log:
+        "logs/circuits/published.log",
+    benchmark:
+        "logs/circuits/published.tsv"
+    params:
+        circuits=lambda wildcards, input: [f"--circuit {path}" for path in input],
+        settings=as_json(published=[p.model_dump(mode="json") for p in study.circuits.published]),
+        code=code("circuits"),
+    shell:
+        "universality circuits published --settings {params.settings:q} {params.circuits} --out {output} --log {log}"

@@ -51,6 +51,7 @@ wildcard_constraints:
     shard=r"\d+",
     i=r"\d+",
     j=r"\d+",
+    side="[ab]",
     dictionary=one_of(d.path for d in plan.dictionaries()),
     evaluation=one_of(plan.evaluations_of_layers()),
     crosscoder=one_of(plan.crosscoders()),
@@ -341,4 +342,33 @@ def task_settings(wildcards):
         task=study.circuits.tasks[wildcards.task],
         measuring=study.circuits.measuring,
         attribution=study.circuits.attribution,
+    )
+
+
+def ablated(wildcards):
+    """The side of a comparison whose features are ablated."""
+    return getattr(study.alignment.comparisons[wildcards.comparison], wildcards.side)
+
+
+def side_codes(wildcards):
+    """Its codes, in the order of its layers."""
+    corpus = study.alignment.comparisons[wildcards.comparison].corpus
+    return [f"results/features/{corpus}/{f.path}" for f in plan.side(ablated(wildcards))]
+
+
+def ablation_settings(wildcards):
+    """Which features are ablated, and what is measured on what."""
+    cache = study.activations.cache
+    return as_json(
+        side=wildcards.side,
+        layers=plan.layers(ablated(wildcards).model),
+        corpus=study.alignment.comparisons[wildcards.comparison].corpus,
+        sequences=study.ablation.sequences,
+        features=study.ablation.features,
+        tasks={
+            name: task.model_dump(mode="json")
+            for name, task in study.circuits.tasks.items()
+        },
+        measuring=study.circuits.measuring,
+        run={key: getattr(cache, key) for key in ("sample_seed", "products", "device")},
     )

@@ -21,6 +21,8 @@ rule report:
         spaces=plan.space_tables(),
         circuits=plan.circuits(),
         similarity=plan.circuit_similarities(),
+        published=plan.published_circuits(),
+        ablation=plan.ablations(),
     output:
         page=directory("results/report"),
         metrics="results/metrics.json",
@@ -41,6 +43,8 @@ rule report:
                 "spaces",
                 "circuits",
                 "similarity",
+                "published",
+                "ablation",
             )
             for path in getattr(input, kind)
         ],

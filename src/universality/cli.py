@@ -14,7 +14,7 @@ from universality.alignment import show_commands
 from universality.errors import StudyError
 from universality.saes import evaluation_commands, exchange
 
-STAGES = ("corpus", "models", "activations", "saes", "features", "alignment", "circuits", "report", "study")
+STAGES = ("corpus", "models", "activations", "saes", "features", "alignment", "circuits", "ablation", "report", "study")
 
 app = typer.Typer(
     help="Which features and circuits do language models of different architectures share?",

@@ -5,6 +5,7 @@ from typing import get_args
 
 from pydantic import model_validator
 
+from universality.ablation.settings import AblationSettings
 from universality.activations.settings import ActivationsSettings
 from universality.alignment.settings import AlignmentSettings, Basis, Comparison
 from universality.circuits.settings import CircuitsSettings
@@ -27,6 +28,7 @@ class Study(Settings):
     features: FeaturesSettings
     alignment: AlignmentSettings
     circuits: CircuitsSettings
+    ablation: AblationSettings
     report: ReportSettings
 
     @model_validator(mode="after")
@@ -34,18 +36,12 @@ class Study(Settings):
         _check_corpora(self)
         _check_comparisons(self)
         _check_dictionaries(self)
+        _check_circuits(self)
         if self.activations.buffer_rows < self.saes.training.batch_size:
             raise ValueError(
                 f"activations.buffer_rows: {self.activations.buffer_rows} is less than "
                 f"saes.training.batch_size={self.saes.training.batch_size}"
             )
-        for name, task in self.circuits.tasks.items():
-            length = getattr(task, "length", None)
-            if length is not None and length > self.corpus.sequence_length:
-                raise ValueError(
-                    f"circuits.tasks.{name}.length: {length} is more than "
-                    f"corpus.sequence_length={self.corpus.sequence_length}"
-                )
         return self
 
 
@@ -122,6 +118,34 @@ def _check_dictionaries(study: Study) -> None:
     if saes.evaluation.sequences > study.activations.evaluation_sequences:
         raise ValueError(
             f"saes.evaluation.sequences: {saes.evaluation.sequences} is more than "
+            f"activations.evaluation_sequences={study.activations.evaluation_sequences}"
+        )
+
+
+def _check_circuits(study: Study) -> None:
+    """Tasks must fit the sequences; what is published, or ablated, must be made here."""
+    for name, task in study.circuits.tasks.items():
+        length = getattr(task, "length", None)
+        if length is not None and length > study.corpus.sequence_length:
+            raise ValueError(
+                f"circuits.tasks.{name}.length: {length} is more than "
+                f"corpus.sequence_length={study.corpus.sequence_length}"
+            )
+    analysed = [name for name, model in study.models.zoo.items() if not isinstance(model, UntrainedModel)]
+    for number, one in enumerate(study.circuits.published):
+        if one.model not in analysed:
+            raise ValueError(
+                f"circuits.published[{number}].model: {one.model!r} is no model whose circuits are looked for: "
+                f"{', '.join(analysed)}"
+            )
+    comparisons = study.alignment.comparisons
+    for name in study.ablation.comparisons:
+        if name not in comparisons or not comparisons[name].of_saes:
+            known = ", ".join(n for n, c in comparisons.items() if c.of_saes)
+            raise ValueError(f"ablation.comparisons: {name!r} is no comparison of SAE features: {known}")
+    if study.ablation.sequences > study.activations.evaluation_sequences:
+        raise ValueError(
+            f"ablation.sequences: {study.ablation.sequences} is more than "
             f"activations.evaluation_sequences={study.activations.evaluation_sequences}"
         )
 

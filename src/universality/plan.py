@@ -86,7 +86,7 @@ class Cached(NamedTuple):
 class Plan:
     """Paths are relative to the study's folder."""
 
-    lasting_folders = (f"results/corpus/{OTHER_TOKENIZERS}", f"results/corpus/{OTHER_TOKENS}")
+    lasting_folders = (f"results/corpus/{OTHER_TOKENIZERS}", f"results/corpus/{OTHER_TOKENS}", "results/ablation")
     """Those that may be empty but must be there, since dvc.yaml, which serves every study, names them."""
 
     def __init__(self, study: Study):
@@ -188,7 +188,7 @@ class Plan:
         if stage == "activations":
             return [cached.rule for cached in self.cached()]
         if stage == "circuits":
-            return ["circuits", "circuits_similarity"]
+            return ["circuits", "circuits_similarity", "circuits_published"]
         if stage == "alignment":
             return ["alignment_match", "alignment", "alignment_tables", "alignment_decoders", "alignment_spaces"]
         if stage == "saes":
@@ -276,15 +276,25 @@ class Plan:
         """Models whose circuits are looked for: an untrained one cannot do the task."""
         return [name for name, model in self.study.models.zoo.items() if not isinstance(model, UntrainedModel)]
 
-    def circuits(self, task: str | None = None) -> list[str]:
-        """A folder for each task, or the one given, and model."""
+    def circuits(self, task: str | None = None, published: bool = False) -> list[str]:
+        """A folder for each task, or the one given, and model; or only those that published values are of."""
         tasks = self.study.circuits.tasks if task is None else [task]
-        return [f"results/circuits/{name}/{model}" for name in tasks for model in self.circuit_models()]
+        pairs = [(name, model) for name in tasks for model in self.circuit_models()]
+        known = {(one.task, one.model) for one in self.study.circuits.published}
+        return [f"results/circuits/{name}/{model}" for name, model in pairs if not published or (name, model) in known]
+
+    def published_circuits(self) -> list[str]:
+        """The table of published values, if the study has any."""
+        return ["results/circuits/published.parquet"] if self.study.circuits.published else []
 
     def circuit_similarities(self) -> list[str]:
         """Of the tasks whose circuits are graphs."""
         tasks = [name for name, task in self.study.circuits.tasks.items() if task.kind in REPETITIONS]
         return [f"results/circuits/{SIMILARITY}/{name}.parquet" for name in tasks]
+
+    def ablations(self) -> list[str]:
+        """A folder for each side of each comparison whose features are ablated."""
+        return [f"results/ablation/{name}/{side}" for name in self.study.ablation.comparisons for side in ("a", "b")]
 
     def results(self) -> list[str]:
         """Every file and folder that the study's rules make."""
@@ -305,6 +315,8 @@ class Plan:
             *self.space_tables(),
             *self.circuits(),
             *self.circuit_similarities(),
+            *self.published_circuits(),
+            *self.ablations(),
             "results/report",
             "results/metrics.json",
         ]

@@ -13,6 +13,7 @@ import scipy.sparse
 
 from universality.alignment.token_order import TokenOrder
 
+_CHUNKS = 16  # of the entries, summed apart and then together: the same sums on any number of threads
 _CONSTANT = 1e-12  # of the largest value: a column that varies less is constant up to rounding
 
 
@@ -75,33 +76,44 @@ Layer: TypeAlias = SparseLayer | Dense
 def sparse_layer(codes: scipy.sparse.csr_array, order: TokenOrder) -> SparseLayer:
     """From codes by token [T, F], rows in the store's order; any finite values, zero where there is no entry."""
     n_tokens, n_features = codes.shape
-    frequency = np.bincount(codes.indices[codes.data != 0], minlength=n_features) / n_tokens
-    codes = _centre_dense_columns(codes)
+    firing, sums, squares = _column_sums(codes.indices, codes.data, n_features)
+    # mean > sd exactly if mean^2 T^2 > T sum(x^2) - sum^2; where it is close to equal, either will do.
+    codes = _centred(codes, np.flatnonzero(2 * sums**2 > n_tokens * squares))
     kind = np.uint16 if n_features <= 2**16 else np.uint32
     source = codes.indptr.astype(np.int64)
     token_starts = np.concatenate([[0], np.cumsum(np.diff(source)[order.rows])])
     features, token_values = np.empty(codes.nnz, kind), np.empty(codes.nnz, np.float32)
     _copy_rows(source, codes.indices, codes.data, order.rows, token_starts, features, token_values)
-    counts = np.bincount(features, minlength=n_features)
-    feature_starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    feature_starts = np.zeros(n_features + 1, np.int64)
     tokens, feature_values = np.empty(codes.nnz, np.int32), np.empty(codes.nnz, np.float32)
-    _transpose(token_starts, features, token_values, feature_starts[:-1].copy(), tokens, feature_values)
+    ranges = np.linspace(0, n_features, numba.get_num_threads() + 1).astype(np.int64)
+    _transpose(token_starts, features, token_values, ranges, feature_starts, tokens, feature_values)
     moments = _sparse_moments(feature_starts, tokens, feature_values, order.segments())
     return SparseLayer(
-        n_tokens, feature_starts, tokens, feature_values, token_starts, features, token_values, frequency, moments
-    )
+        n_tokens, feature_starts, tokens, feature_values, token_starts, features, token_values,
+        firing / n_tokens, moments,
+    )  # fmt: skip
 
 
-def _centre_dense_columns(codes: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
-    """Take the mean off columns that it exceeds the spread of; such a column gets an entry at every token."""
-    n_tokens, n_features = codes.shape
-    values = codes.data.astype(np.float64)
-    sums = np.bincount(codes.indices, weights=values, minlength=n_features)
-    squares = np.bincount(codes.indices, weights=values**2, minlength=n_features)
-    # mean > sd exactly if mean^2 T^2 > T sum(x^2) - sum^2; where it is close to equal, either will do.
-    dense = np.flatnonzero(2 * sums**2 > n_tokens * squares)
+@numba.njit(parallel=True, cache=True)
+def _column_sums(features, values, n_features):
+    """Of each column [F]: how many values are not 0, their sum, and that of their squares."""
+    firing = np.zeros((_CHUNKS, n_features), np.int64)
+    sums, squares = np.zeros((_CHUNKS, n_features)), np.zeros((_CHUNKS, n_features))
+    for chunk in numba.prange(_CHUNKS):
+        for entry in range(chunk * len(values) // _CHUNKS, (chunk + 1) * len(values) // _CHUNKS):
+            feature, value = features[entry], np.float64(values[entry])
+            firing[chunk, feature] += value != 0
+            sums[chunk, feature] += value
+            squares[chunk, feature] += value * value
+    return firing.sum(axis=0), sums.sum(axis=0), squares.sum(axis=0)
+
+
+def _centred(codes: scipy.sparse.csr_array, dense: np.ndarray) -> scipy.sparse.csr_array:
+    """Take the mean off columns `dense`, those that it exceeds the spread of; each gets an entry at every token."""
     if not len(dense):
         return codes
+    n_tokens, n_features = codes.shape
     columns = codes[:, dense].toarray().astype(np.float64)
     columns = (columns - columns.mean(axis=0)).astype(np.float32)
     place = np.zeros(n_features, bool)
@@ -123,16 +135,27 @@ def _copy_rows(source, indices, data, rows, starts, features, values):
             values[new + k] = data[old + k]
 
 
-@numba.njit(cache=True)
-def _transpose(starts, features, values, free, tokens, by_feature):
-    """Counting sort; `free` is where each feature's next entry goes."""
-    for token in range(len(starts) - 1):
-        for entry in range(starts[token], starts[token + 1]):
-            feature = features[entry]
-            place = free[feature]
-            tokens[place] = token
-            by_feature[place] = values[entry]
-            free[feature] = place + 1
+@numba.njit(parallel=True, cache=True)
+def _transpose(starts, features, values, ranges, feature_starts, tokens, by_feature):
+    """Counting sort, each of the ranges of features by itself. `feature_starts` is filled in."""
+    for part in numba.prange(len(ranges) - 1):
+        low, high = ranges[part], ranges[part + 1]
+        for entry in range(len(features)):
+            if low <= features[entry] < high:
+                feature_starts[features[entry] + 1] += 1
+    for feature in range(len(feature_starts) - 1):
+        feature_starts[feature + 1] += feature_starts[feature]
+    for part in numba.prange(len(ranges) - 1):
+        low, high = ranges[part], ranges[part + 1]
+        free = feature_starts[low:high].copy()  # where each feature's next entry goes
+        for token in range(len(starts) - 1):
+            for entry in range(starts[token], starts[token + 1]):
+                feature = np.int64(features[entry])
+                if low <= feature < high:
+                    place = free[feature - low]
+                    tokens[place] = token
+                    by_feature[place] = values[entry]
+                    free[feature - low] = place + 1
 
 
 def _sparse_moments(starts: np.ndarray, tokens: np.ndarray, values: np.ndarray, segments: np.ndarray) -> Moments:

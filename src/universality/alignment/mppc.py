@@ -21,9 +21,10 @@ import numpy as np
 from universality.alignment.layers import Moments, SparseLayer
 from universality.alignment.token_order import TokenOrder
 from universality.alignment.top import Found
-from universality.kernels.prefetch import prefetch
+from universality.kernels.prefetch import prefetch, prefetch_once
 
-_AHEAD = 2  # tokens of a feature whose rows are asked for before they are used
+_AHEAD = 1  # tokens of a feature whose entries are asked for before they are used,
+_FAR = 8  # and where these begin, without which they cannot be asked for in time
 _ROWS = 4  # rows that are looked at together, while what belongs to a block of columns is in the nearest cache
 _BLOCK = 64  # sums looked at together: a block without a new best is passed over by vector instructions
 
@@ -127,15 +128,17 @@ def _add_entries(sums, entry, stop, cut, tokens, values, b_starts, b_features, b
     """
     four, line_f, line_v = np.uint64(4), np.uint64(32), np.uint64(16)
     while entry < stop and tokens[entry] < cut:
+        later = tokens[min(entry + _FAR, stop - 1)] + rotation
+        prefetch(b_starts, np.uint64(later - n_tokens if later >= n_tokens else later))
         later = tokens[min(entry + _AHEAD, stop - 1)] + rotation
         ahead = np.uint64(later - n_tokens if later >= n_tokens else later)
         o, end = np.uint64(b_starts[ahead]), np.uint64(b_starts[ahead + np.uint64(1)])
         while o < end:
-            prefetch(b_values, o)
+            prefetch_once(b_values, o)
             o += line_v
         o = np.uint64(b_starts[ahead])
         while o < end:
-            prefetch(b_features, o)
+            prefetch_once(b_features, o)
             o += line_f
         now = tokens[entry] + rotation
         token = np.uint64(now - n_tokens if now >= n_tokens else now)

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
-from universality.circuits.settings import Attributing, Measuring
+from universality.circuits.settings import Attributing, Measuring, Published
 from universality.circuits.tasks.settings import REPETITIONS, AnyTask
 from universality.commands import Log, Out, Settings, Threads, example, stage
 from universality.runtime import configure, deterministic_torch
@@ -58,6 +59,12 @@ def analyse(
     write_circuit(circuit, job.attribution, job.task.kind in REPETITIONS, out)
 
 
+class PublishedJob(SettingsBase):
+    """circuits.published."""
+
+    published: Annotated[list[Published], Field(min_length=1)]
+
+
 @app.command(
     epilog=example(
         "circuits similarity --graph circuits/induction/neox/graph.json --graph circuits/induction/mamba/graph.json "
@@ -75,3 +82,23 @@ def similarity(
     from universality.circuits.tables import write_similarity
 
     write_similarity(graph, out)
+
+
+@app.command(
+    epilog=example(
+        "circuits published --settings published.yaml --circuit circuits/induction/mamba --out table.parquet"
+    )
+)
+def published(
+    settings: Settings,
+    circuit: Annotated[list[Path], typer.Option(help="A folder of `circuits analyse`, in its task's; repeat.")],
+    out: Annotated[Path, typer.Option(help="Where the table goes.")],
+    threads: Threads = 1,
+    log: Log = None,
+) -> None:
+    """Set published values beside those measured, as a table, and print it."""
+    configure(threads, log)
+    job = parse_argument(PublishedJob, settings)
+    from universality.circuits.published import write_published
+
+    write_published(job.published, circuit, out)

@@ -1,6 +1,6 @@
 """Settings of the circuits stage."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -37,6 +37,24 @@ class Attributing(Settings):
     """1: attribution patching; more: integrated gradients."""
     sizes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2)]
     """Components of the circuits that are run; those beyond the model's number are left out."""
+    edge_sizes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2)]
+    """The same of circuits of edges, a run of which takes the time of many."""
+    edge_prompts: Positive
+    """Prompts for edges: the task's first."""
+
+
+class Published(Settings):
+    """Values that someone published of one row of a circuit's table, to stand beside those measured."""
+
+    what: Annotated[str, Field(min_length=1)]
+    """In words, for the reader."""
+    task: Name
+    model: Name
+    table: Literal["paths", "off_by_one", "taps"]
+    where: Annotated[dict[str, str | int | None], Field(min_length=1)]
+    """Column -> value of the row that is meant; null: missing there."""
+    values: Annotated[dict[str, float], Field(min_length=1)]
+    """Column -> published value."""
 
 
 class CircuitsSettings(Settings):
@@ -44,9 +62,13 @@ class CircuitsSettings(Settings):
     measuring: Measuring
     attribution: Attributing
     tasks: Annotated[dict[Name, AnyTask], Field(min_length=1)]
+    published: list[Published]
 
     @model_validator(mode="after")
-    def _no_task_takes_the_folder_of_similarities(self):
+    def _names_fit(self):
         if SIMILARITY in self.tasks:
             raise ValueError(f"tasks.{SIMILARITY}: results/circuits has a folder of that name; choose another")
+        for number, one in enumerate(self.published):
+            if one.task not in self.tasks:
+                raise ValueError(f"published[{number}].task: {one.task!r} is not in tasks: {', '.join(self.tasks)}")
         return self

@@ -37,6 +37,10 @@ def build(
     similarity: Annotated[
         list[Path] | None, typer.Option(help="How alike circuits are, TASK.parquet; repeat for more.")
     ] = None,
+    published: Annotated[Path | None, typer.Option(help="The table of `circuits published`.")] = None,
+    ablation: Annotated[
+        list[Path] | None, typer.Option(help="A folder of `ablation measure`, in its comparison's; repeat.")
+    ] = None,
     spaces: Annotated[list[Path] | None, typer.Option(help="Whole layers compared, NAME.parquet; repeat.")] = None,
     threads: Threads = 1,
     log: Log = None,
@@ -48,6 +52,15 @@ def build(
     from universality.report.results import Inputs
 
     inputs = Inputs(
-        models, saes, crosscoders or [], alignment, decoders or [], spaces or [], circuits, similarity or []
+        models=models,
+        saes=saes,
+        crosscoders=crosscoders or [],
+        alignment=alignment,
+        decoders=decoders or [],
+        spaces=spaces or [],
+        circuits=circuits,
+        similarity=similarity or [],
+        published=published,
+        ablation=ablation or [],
     )
     build_report(parsed, inputs, metrics, out)

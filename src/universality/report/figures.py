@@ -32,6 +32,8 @@ SETTING_COLOURS = {
     "any": "#6c757d",
 }
 _MARKERS = "os^Dv"  # of models
+ABLATED = ("well", "badly", "random", "well - badly")
+"""Groups of features, and the difference of the first two, as results name them."""
 
 
 def _svg(figure) -> str:
@@ -173,6 +175,46 @@ def off_by_one_profiles(results: Results) -> str:
             axis.set_ylabel("change of logit(B) - logit(B')")
             axis.legend(frameon=False, fontsize=8)
         return _svg(figure)
+
+
+def ablation_effects(results: Results) -> str:
+    """For each comparison and side: effects on the loss and on tasks, by how many features of each group were set to
+    their means."""
+    with plt.rc_context(STYLE):
+        panels = {
+            (comparison, table.model.iloc[0], what): rows
+            for (comparison, _), table in results.ablation.items()
+            for what, rows in _ablated(table).groupby("what", sort=False)
+        }
+        columns = max(sum(key[:2] == other[:2] for other in panels) for key in panels)
+        sides = list(dict.fromkeys(key[:2] for key in panels))
+        figure, axes = plt.subplots(len(sides), columns, figsize=(2.6 * columns, 2.6 * len(sides)), squeeze=False)
+        for row, side in zip(axes, sides, strict=True):
+            own = {what: rows for (*of, what), rows in panels.items() if tuple(of) == side}
+            for axis in row[len(own) :]:
+                axis.set_axis_off()
+            for axis, (what, rows) in zip(row, own.items(), strict=False):
+                _group_lines(axis, rows)
+                axis.set_title(f"{side[1]}: {what}", fontsize=9)
+                axis.set_xlabel("features ablated", fontsize=8)
+        axes[0][0].set_ylabel("effect", fontsize=8)
+        axes[0][0].legend(frameon=False, fontsize=7)
+        return _svg(figure)
+
+
+def _group_lines(axis, rows: pd.DataFrame) -> None:
+    for number, name in enumerate(ABLATED[:3]):
+        members = rows[rows.group == name].sort_values("features")
+        error = np.maximum([members.value - members.low, members.high - members.value], 0)
+        axis.errorbar(
+            members.features, members.value, yerr=error, marker="o", capsize=2, color=f"C{number}", label=name
+        )
+    axis.axhline(0, color="black", linewidth=0.6)
+
+
+def _ablated(table: pd.DataFrame) -> pd.DataFrame:
+    """What is drawn: the loss, and logit differences of tasks that the model does, of features set to their means."""
+    return table[table.metric.isin(["cross_entropy", "logit_diff"]) & (table.kind == "mean") & table.passes]
 
 
 def training_curves(results: Results) -> str:

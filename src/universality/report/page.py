@@ -44,6 +44,7 @@ def render(title: str, results: Results, measured: dict) -> str:
         comparisons=[(name, measured["alignment"][name], summaries[name]) for name in order],
         setting_names=SETTING_NAMES,
         matched=MATCHED,
+        ablated_groups=figures.ABLATED,
         figures=_figures(results),
         verdicts=_verdicts(results),
     )
@@ -62,6 +63,8 @@ def _figures(results: Results) -> dict[str, str]:
         drawn["depth"] = figures.depth_maps(results)
     if results.of_circuits("off_by_one"):
         drawn["off_by_one"] = figures.off_by_one_profiles(results)
+    if results.ablation:
+        drawn["ablation"] = figures.ablation_effects(results)
     if results.training:
         drawn["training"] = figures.training_curves(results)
     if results.crosscoders:

@@ -28,7 +28,8 @@ class Results(NamedTuple):
     """`training`: model -> curves, of the models trained here; `sae_quality`: a row a dictionary and site;
     `crosscoders`: name -> features; `decoders`: comparison -> shares matched by decoder; `spaces`: comparison ->
     measures of whole layers; `circuits`: (task, model, kind of table) -> table; `similarity`: task -> how alike the
-    models' circuits are."""
+    models' circuits are; `published`: published values beside measured ones, empty if the study has none;
+    `ablation`: (comparison, side) -> effects of ablating features."""
 
     training: dict[str, pd.DataFrame]
     sae_quality: pd.DataFrame
@@ -38,6 +39,8 @@ class Results(NamedTuple):
     spaces: dict[str, pd.DataFrame]
     circuits: dict[tuple[str, str, str], pd.DataFrame]
     similarity: dict[str, pd.DataFrame]
+    published: pd.DataFrame
+    ablation: dict[tuple[str, str], pd.DataFrame]
 
     def of_circuits(self, kind: str, task: str = INDUCTION) -> dict[str, pd.DataFrame]:
         """Model -> table of a kind, of the models that do the task."""
@@ -56,6 +59,8 @@ class Inputs(NamedTuple):
     spaces: list[Path]
     circuits: list[Path]
     similarity: list[Path]
+    published: Path | None
+    ablation: list[Path]
 
 
 def read_results(inputs: Inputs) -> Results:
@@ -75,7 +80,11 @@ def read_results(inputs: Inputs) -> Results:
         for folder in inputs.circuits
         for path in sorted(folder.glob("*.parquet"))
     }
-    return Results(training, _frame(inputs.saes), features, comparisons, shares, whole, tables, alike)
+    published = _frame(inputs.published) if inputs.published else pd.DataFrame()
+    ablated = {(folder.parent.name, folder.name): _frame(folder / "effects.parquet") for folder in inputs.ablation}
+    return Results(
+        training, _frame(inputs.saes), features, comparisons, shares, whole, tables, alike, published, ablated
+    )
 
 
 def _frame(path: Path) -> pd.DataFrame:
@@ -104,6 +113,8 @@ def metrics(results: Results) -> dict:
         "spaces": {name: _space_metrics(table) for name, table in results.spaces.items()},
         "circuits": _defined(_circuit_metrics(results)),
         "circuit_similarity": {t: _defined(table.to_dict("records")) for t, table in results.similarity.items()},
+        "published": _defined(results.published.to_dict("records")),
+        "ablation": _defined(_ablation_metrics(results)),
     }
 
 
@@ -252,3 +263,22 @@ def _interval(row, metric: str) -> dict:
 
 def _parts(metric: str) -> dict[str, str]:
     return {"mean": metric, "low": f"{metric}_low", "high": f"{metric}_high"}
+
+
+def _ablation_metrics(results: Results) -> dict:
+    """Comparison -> side -> its model, and of the loss and each task the value and the effects of each group of the
+    largest size, ablated to their means."""
+    found: dict[str, dict] = {}
+    for (comparison, side), table in results.ablation.items():
+        one = {"model": table.model.iloc[0], "what": {}}
+        for what, rows in table[table.metric.isin(["cross_entropy", "logit_diff"])].groupby("what", sort=False):
+            clean = rows[rows.group == "none"].iloc[0]
+            effects = rows[(rows.kind == "mean") & (rows["size"] == rows["size"].max())]
+            measured = {"clean": clean.value, "accuracy": clean.accuracy, "passes": bool(clean.passes)}
+            measured["features"] = int(effects.features.max()) if len(effects) else 0
+            measured["groups"] = {
+                r.group: {"value": r.value, "low": r.low, "high": r.high} for r in effects.itertuples()
+            }
+            one["what"][what] = measured
+        found.setdefault(comparison, {})[side] = one
+    return found

@@ -102,11 +102,18 @@ STAGES = (
         rules="$(universality study rules circuits)",
     ),
     Stage(
+        "ablation",
+        "ablation",
+        ("models", "saes", "features", "alignment", *_TOKENS, *_TOKENIZERS),
+        ("ablation",),
+        ("ablation", "activations.cache", "circuits.tasks", "circuits.measuring", *_SHAPE),
+    ),
+    Stage(
         "report",
         "report",
-        ("models", "saes", "alignment", "circuits"),
+        ("models", "saes", "alignment", "circuits", "ablation"),
         ("report", "metrics.json"),
-        ("report", "saes.crosscoders", *_SHAPE),
+        ("report", "saes.crosscoders", "ablation.comparisons", *_SHAPE),
         files=(PAGE,),
     ),
 )

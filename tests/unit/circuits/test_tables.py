@@ -3,27 +3,24 @@ import pandas as pd
 import pytest
 
 from tests.conftest import LENGTH, tiny_model
+from universality.circuits.attribution_tables import write_attribution
+from universality.circuits.circuit import Circuit
+from universality.circuits.effects import places_of
 from universality.circuits.faithfulness import draws
 from universality.circuits.metrics import METRICS
+from universality.circuits.path_tables import write_paths
 from universality.circuits.planted import planted_mamba, planted_transformer
+from universality.circuits.route_tables import write_graph, write_routes, write_similarity
 from universality.circuits.settings import Attributing, Measuring
 from universality.circuits.statistics import interval, shares_drawn
-from universality.circuits.tables import (
-    Circuit,
-    write_attribution,
-    write_circuit,
-    write_graph,
-    write_paths,
-    write_routes,
-    write_similarity,
-)
+from universality.circuits.tables import write_circuit
 from universality.circuits.tasks.induction import make_task
 
 MEASURING = Measuring(
     task_seed=1, samples=12, batch_size=5, min_accuracy=0.0, null_seed=2, bootstrap_seed=3, bootstrap_samples=50,
     confidence=0.9, false_discovery_rate=0.05, min_share=0.05,
 )  # fmt: skip
-ATTRIBUTING = Attributing(steps=2, sizes=[0, 1, 2, 4])
+ATTRIBUTING = Attributing(steps=2, sizes=[0, 1, 2, 4], edge_sizes=[0, 2, 8], edge_prompts=4)
 
 
 def circuit(model, **changes) -> Circuit:
@@ -42,14 +39,14 @@ def test_every_family_has_a_row_a_path_and_intervals_around_it(tmp_path, family)
     assert (table.path == "clean").sum() == 1
     measured = table[table.receiver.notna()]
     assert set(measured.corruption) == {"replace_B", "replace_A", "no_repeat", "random"}
-    key = ["corruption", "sender", "receiver", "input", "path"]
+    key = ["corruption", "sender", "receiver", "input", "path", "position"]
     assert not measured.duplicated(key).any()
     assert measured.receiver.nunique() <= 2  # the logits and, if it is not in the first layer, the strongest receiver
     for metric in METRICS:
         assert (table[f"{metric}_low"] <= table[metric] + 1e-9).all()
         assert (table[metric] <= table[f"{metric}_high"] + 1e-9).all()
     assert measured.p_value.between(0, 1).all()
-    to_logits = measured[measured.receiver == "logits"]
+    to_logits = measured[(measured.receiver == "logits") & measured.position.isna()]
     assert to_logits.null.notna().all()
     assert (table.accuracy == table.top1[0]).all()
 
@@ -83,17 +80,17 @@ def test_a_model_that_fails_the_task_is_said_to_and_not_looked_into(tmp_path):
     assert not table.passes.any()
     assert list(table.path) == ["clean", "replace_B", "replace_A", "no_repeat", "random"]
     failing = circuit(model, min_accuracy=0.5)
-    write_routes(failing, tmp_path / "off.parquet", tmp_path / "mixing.parquet")
-    write_attribution(failing, ATTRIBUTING, tmp_path / "scores.parquet", tmp_path / "curves.parquet")
-    for name in ("off", "mixing", "scores", "curves"):
+    write_routes(failing, tmp_path)
+    write_attribution(failing, ATTRIBUTING, tmp_path)
+    for name in ("off_by_one", "mixing", "taps", "channels", "attribution", "edges", "curves"):
         assert pd.read_parquet(tmp_path / f"{name}.parquet").empty
 
 
 def test_attribution_names_the_planted_component_and_its_circuit_is_faithful(tmp_path):
     planted = planted_transformer(40, LENGTH)
-    write_attribution(circuit(planted.model), ATTRIBUTING, tmp_path / "scores.parquet", tmp_path / "curves.parquet")
-    scores = pd.read_parquet(tmp_path / "scores.parquet")
-    heads = scores[scores["head"].notna()]
+    write_attribution(circuit(planted.model), ATTRIBUTING, tmp_path)
+    scores = pd.read_parquet(tmp_path / "attribution.parquet")
+    heads = scores[scores["head"].notna() & scores.position.isna()]
     assert heads.loc[heads.score.abs().idxmax()].component == planted.inducer.name
     curves = pd.read_parquet(tmp_path / "curves.parquet")
     faithful = curves[curves.curve == "faithfulness"].set_index("size").value
@@ -103,6 +100,56 @@ def test_attribution_names_the_planted_component_and_its_circuit_is_faithful(tmp
     assert -1 <= correlation <= 1
 
 
+def test_the_planted_edge_is_the_largest_and_edges_have_curves(tmp_path):
+    planted = planted_transformer(40, LENGTH)
+    write_attribution(circuit(planted.model), ATTRIBUTING, tmp_path)
+    edges = pd.read_parquet(tmp_path / "edges.parquet")
+    assert (edges.prompts == ATTRIBUTING.edge_prompts).all()
+    assert edges.score.abs().is_monotonic_decreasing
+    assert (edges.writer[0], edges.reader[0]) == (planted.inducer.name, "logits")
+    assert edges.score_low[0] <= edges.score[0] <= edges.score_high[0]
+    curves = pd.read_parquet(tmp_path / "curves.parquet")
+    faithful = curves[curves.curve == "edges, faithfulness"].set_index("size").value
+    assert list(faithful.index) == ATTRIBUTING.edge_sizes
+    assert faithful[0] == pytest.approx(0, abs=0.01)
+    assert faithful[8] == pytest.approx(1, abs=0.05)
+
+
+def test_paths_from_one_place_find_the_planted_position(tmp_path):
+    planted = planted_transformer(40, LENGTH)
+    table = paths(planted.model, tmp_path)
+    placed = table[table.position.notna()]
+    assert set(placed.position) == {"A", "B", "B+1", "last"}
+    assert set(placed.path) == {"total"}
+    [row] = placed[placed.matters.astype(bool)].to_dict("records")
+    assert (row["sender"], row["position"]) == (planted.inducer.name, "last")
+    assert row["share"] == pytest.approx(1, abs=0.02)
+
+
+def test_places_are_named_once_and_are_in_every_prompt():
+    task = make_task(6, LENGTH, 40, end_of_text=0, seed=1)
+    b = task.positions["B"]
+    assert [place.name for place in places_of(task)] == ["A", "B", "B+1", "last"]
+    at_end = task._replace(positions={"A": b, "B": b * 0 + LENGTH - 2})
+    assert [place.name for place in places_of(at_end)] == ["A", "B", "A+1", "last"]
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_the_planted_tap_and_channels_bring_the_answer(tmp_path, offset):
+    """B is written by its own position's tap, or by the one that reads a position back; by more than one channel."""
+    planted = planted_mamba(40, offset=offset)
+    write_routes(circuit(planted.model), tmp_path)
+    taps = pd.read_parquet(tmp_path / "taps.parquet")
+    taps = taps[(taps.corruption == "replace_B") & taps.matters]
+    assert set(taps.layer) == {planted.inducer.layer}
+    assert set(taps.offset) == {offset}
+    assert set(taps.reads) == {0}  # wherever it is written, what is read is B
+    channels = pd.read_parquet(tmp_path / "channels.parquet")
+    assert set(channels.layer) == {planted.inducer.layer}
+    assert set(channels.offset) == {offset}
+    assert channels.share.sum() == pytest.approx(1, abs=0.05)
+
+
 def test_the_routes_of_planted_models_are_tabulated_and_their_graphs_compared(tmp_path):
     planted = {"mamba": planted_mamba(40, offset=1), "gpt2": planted_transformer(40, LENGTH)}
     graphs = []
@@ -110,10 +157,10 @@ def test_the_routes_of_planted_models_are_tabulated_and_their_graphs_compared(tm
         folder = tmp_path / name
         folder.mkdir()
         measured = circuit(one.model)
-        write_routes(measured, folder / "off.parquet", folder / "mixing.parquet")
+        write_routes(measured, folder)
         write_graph(measured, folder / "graph.json")
         graphs.append(folder / "graph.json")
-        table = pd.read_parquet(folder / "off.parquet")
+        table = pd.read_parquet(folder / "off_by_one.parquet")
         first = table[table.strongest]
         assert set(first.layer) == {one.inducer.layer}
         share = first.set_index("offset").share
@@ -132,9 +179,9 @@ def test_the_routes_of_planted_models_are_tabulated_and_their_graphs_compared(tm
 @pytest.mark.parametrize("is_induction", [True, False])
 def test_a_folder_has_all_tables_of_the_task(tmp_path, is_induction):
     write_circuit(circuit(tiny_model("rwkv")), ATTRIBUTING, is_induction, tmp_path / "out")
-    expected = {"paths.parquet", "attribution.parquet", "curves.parquet"}
+    expected = {"paths.parquet", "attribution.parquet", "edges.parquet", "curves.parquet"}
     if is_induction:
-        expected |= {"off_by_one.parquet", "mixing.parquet", "graph.json"}
+        expected |= {"off_by_one.parquet", "taps.parquet", "channels.parquet", "mixing.parquet", "graph.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == expected
     if is_induction:  # RWKV has neither kind of layer that writes for later positions to read
         assert pd.read_parquet(tmp_path / "out" / "off_by_one.parquet").empty

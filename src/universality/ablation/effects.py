@@ -24,16 +24,16 @@ import pandas as pd
 import scipy.sparse
 import torch
 
+from universality.ablation.groups import GROUPS, FeatureStatistics, group
+from universality.ablation.settings import FeatureAblationSettings
 from universality.activations.sample import Sample
 from universality.alignment.bootstrap import document_index, percentile_interval, resample_weights
-from universality.circuits.feature_ablation_settings import FeatureAblationSettings
-from universality.circuits.feature_groups import GROUPS, FeatureStatistics, group
 from universality.circuits.metrics import METRICS, measure
 from universality.circuits.tasks.base import Task
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel
 from universality.models.taps import Edit
-from universality.runtime import progress
+from universality.runtime import log, progress
 from universality.saes.base import SAE
 from universality.saes.crosscoder import Crosscoder
 from universality.saes.splicing import predicting_documents
@@ -129,6 +129,11 @@ class _Measured(NamedTuple):
     names: list[tuple[str, str]]
     units: np.ndarray
 
+    def accuracy(self, clean: np.ndarray) -> float:
+        """Mean top-1 of the clean values of a task; nan of text."""
+        metrics = [metric for _, metric in self.names]
+        return float(clean[:, metrics.index("top1")].mean()) if "top1" in metrics else float("nan")
+
 
 def ablation_columns(
     name: str,
@@ -140,13 +145,15 @@ def ablation_columns(
     tasks: list[Task],
     end_of_text: int,
     settings: FeatureAblationSettings,
+    min_accuracy: float = 0.0,
 ) -> dict[str, list]:
     """Columns of a table, for the groups that `choose_groups` found: `model`, `group`, `size` (as asked for),
     `features` (ablated in all layers together), `kind`, `what` (loss, or a task's name), `metric`, mean `value` with
     `low` and `high`, and `n`, the documents or prompts that were resampled.
 
     Group and kind `none` is the clean value; of other groups the value is the effect; `well - badly` is that of the two
-    effects' difference. Raises StudyError if two tasks have one name.
+    effects' difference. `accuracy` is top-1 on a task's clean prompts: below `min_accuracy` the model fails the task,
+    `passes` is false, and there is the clean value alone. Raises StudyError if two tasks have one name.
     """
     measured = [_on_text(model, sample, settings), *(_on_task(model, task, end_of_text, settings) for task in tasks)]
     names = [one.names[0][0] for one in measured]
@@ -157,15 +164,20 @@ def ablation_columns(
     for one in measured:
         intervals = _Intervals(one.units, settings)
         clean = one.run(partial(ablation_edits, {}, {}, None))
-        _append(columns, name, ("none", 0, 0, "none"), one, intervals.of(clean))
+        passes = one.accuracy(clean) >= min_accuracy or one.names[0][0] == LOSS
+        append = partial(_append, columns, {"model": name, "accuracy": one.accuracy(clean), "passes": passes}, one)
+        append(("none", 0, 0, "none"), intervals.of(clean))
+        if not passes:
+            log.info("%s fails %s: top-1 %.3f is below %g", name, one.names[0][0], one.accuracy(clean), min_accuracy)
+            continue
         effects: dict[tuple, np.ndarray] = {}
         for key, ablation in progress(ablations, f"{name}, {one.names[0][0]}, ablations"):
             effects[key] = one.run(ablation) - clean
-            _append(columns, name, key, one, intervals.of(effects[key]))
+            append(key, intervals.of(effects[key]))
         for (group_name, *rest), well in effects.items():
             if group_name == "well":
                 difference = well - effects["badly", *rest]
-                _append(columns, name, (DIFFERENCE, *rest), one, intervals.of(difference))
+                append((DIFFERENCE, *rest), intervals.of(difference))
     return columns
 
 
@@ -217,11 +229,11 @@ class _Intervals:
         return values.mean(0), low, high, self.n
 
 
-def _append(columns: dict[str, list], model: str, key: tuple, one: _Measured, found: tuple) -> None:
+def _append(columns: dict[str, list], common: dict, one: _Measured, key: tuple, found: tuple) -> None:
     group_name, size, count, kind = key
     values, lows, highs, n = found
     for (what, metric), value, low, high in zip(one.names, values, lows, highs, strict=True):
-        row = {"model": model, "group": group_name, "size": float(size), "features": count, "kind": kind}
+        row = common | {"group": group_name, "size": float(size), "features": count, "kind": kind}
         row |= {"what": what, "metric": metric, "value": float(value), "low": float(low), "high": float(high), "n": n}
         for column, entry in row.items():
             columns.setdefault(column, []).append(entry)

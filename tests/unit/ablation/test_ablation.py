@@ -8,8 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from tests.conftest import tiny_model
-from universality.activations.sample import Sample
-from universality.circuits.feature_ablation import (
+from universality.ablation.effects import (
     DIFFERENCE,
     KINDS,
     LOSS,
@@ -18,8 +17,7 @@ from universality.circuits.feature_ablation import (
     measure_loss,
     measure_task,
 )
-from universality.circuits.feature_ablation_settings import FeatureAblationSettings
-from universality.circuits.feature_groups import (
+from universality.ablation.groups import (
     GROUPS,
     FeatureStatistics,
     balance,
@@ -29,6 +27,8 @@ from universality.circuits.feature_groups import (
     mean_difference,
     pair,
 )
+from universality.ablation.settings import FeatureAblationSettings
+from universality.activations.sample import Sample
 from universality.circuits.metrics import METRICS, measure
 from universality.circuits.planted import planted_transformer
 from universality.circuits.tasks.induction import make_task

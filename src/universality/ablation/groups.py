@@ -20,10 +20,11 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import KDTree
 
+from universality.ablation.settings import FeatureAblationSettings
 from universality.alignment.assignment import one_to_one
-from universality.circuits.feature_ablation_settings import FeatureAblationSettings
 from universality.errors import StudyError
 from universality.features.codes import Codes
+from universality.runtime import log
 from universality.saes.base import SAE
 
 GROUPS = ("well", "badly", "random")
@@ -57,7 +58,7 @@ def choose_groups(
     `group`, `feature`, `mppc`, `frequency`, `norm`, and how many features of the layer are `live`.
 
     `features`: one side of a comparison's features.parquet; `statistics` of the layers to choose in. Raises StudyError
-    if columns, layers or features are missing or stand there twice, and where no two features make a pair.
+    if columns, layers or features are missing or stand there twice, and where no two features of any layer make a pair.
     """
     missing = [name for name in _COLUMNS if name not in features]
     if missing:
@@ -74,7 +75,12 @@ def choose_groups(
         parts.append(_of_layer(layer, table, statistics[layer], settings))
     if not parts:
         raise StudyError("statistics: are of no layer; nothing can be chosen")
-    return pd.concat(parts, ignore_index=True)
+    members = pd.concat(parts, ignore_index=True)
+    if members.empty:
+        raise StudyError(
+            f"features: in no layer two make a pair; raise quantile {settings.quantile} or caliper {settings.caliper}"
+        )
+    return members
 
 
 def _of_layer(
@@ -91,10 +97,7 @@ def _of_layer(
     partner = pair(points[well], points[badly], settings.caliper)
     well, badly = well[partner >= 0], badly[partner[partner >= 0]]
     if not len(well):
-        raise StudyError(
-            f"layer {layer}: of {len(live)} live features no two make a pair; raise quantile or caliper, "
-            f"{settings.quantile} and {settings.caliper}"
-        )
+        log.info("layer %d: of %d live features no two make a pair", layer, len(live))
     rng = np.random.default_rng([settings.group_seed, layer])
     removed = np.log(norm[live])
     order = (
