@@ -60,7 +60,9 @@ rule circuits_published:
         "logs/circuits/published.tsv"
     params:
         circuits=lambda wildcards, input: [f"--circuit {path}" for path in input],
-        settings=as_json(published=[p.model_dump(mode="json") for p in study.circuits.published]),
+        settings=as_json(
+            published=[p.model_dump(mode="json") for p in study.circuits.published]
+        ),
         code=code("circuits"),
     shell:
         "universality circuits published --settings {params.settings:q} {params.circuits} --out {output} --log {log}"

@@ -353,7 +353,9 @@ def ablated(wildcards):
 def side_codes(wildcards):
     """Its codes, in the order of its layers."""
     corpus = study.alignment.comparisons[wildcards.comparison].corpus
-    return [f"results/features/{corpus}/{f.path}" for f in plan.side(ablated(wildcards))]
+    return [
+        f"results/features/{corpus}/{f.path}" for f in plan.side(ablated(wildcards))
+    ]
 
 
 def ablation_settings(wildcards):

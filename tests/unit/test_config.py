@@ -15,6 +15,7 @@ SMOKE = yaml.safe_load((ROOT / "studies" / "smoke.yaml").read_text())
 for _name in ("mamba", "neox_seed1"):
     del SMOKE["models"]["zoo"][_name]["layers"]  # these tests want all of them
 
+PUBLISHED = SMOKE["circuits"]["published"][0]
 BAD = [
     ("saes.variants.topk.kk", 3, "saes.variants.topk.kk: unknown key; allowed here: architecture, aux_coefficient"),
     ("saes.variants.topk.k", "many", "saes.variants.topk.k: 'many' is not allowed: Input should be a valid integer"),
@@ -104,7 +105,7 @@ BAD = [
         "evaluation_fraction: 1.5 is not allowed: Input should be less than 1",
     ),
     ("corpus.documents.source", {"kind": "files"}, "corpus.documents.source.paths: missing"),
-    ("corps", {}, "corps: unknown key; allowed here: activations, alignment, circuits, corpus"),
+    ("corps", {}, "corps: unknown key; allowed here: ablation, activations, alignment, circuits, corpus"),
     ("alignment.comparisons.cross.a.model", "bert", "cross.a.model: 'bert' is not in models.zoo: mamba, neox"),
     ("alignment.comparisons.cross.a.variant", "x", "cross.a.variant: 'x' is not in saes.variants: topk, relu_l1"),
     ("alignment.comparisons.cross.a", {"model": "neox"}, "neox needs an SAE variant and seed"),
@@ -134,6 +135,20 @@ BAD = [
         99,
         "circuits.tasks.induction.length: 99 is more than corpus.sequence_length=32",
     ),
+    (
+        "circuits.published",
+        [PUBLISHED | {"task": "copying"}],
+        "published[0].task: 'copying' is not in tasks: induction",
+    ),
+    (
+        "circuits.published",
+        [PUBLISHED | {"model": "neox_untrained"}],
+        "circuits.published[0].model: 'neox_untrained' is no model whose circuits are looked for: mamba, neox",
+    ),
+    ("ablation.comparisons", ["neurons"], "ablation.comparisons: 'neurons' is no comparison of SAE features: cross,"),
+    ("ablation.comparisons", ["cross", "cross"], "comparisons: cross, cross: one of them is named twice"),
+    ("ablation.sequences", 512, "ablation.sequences: 512 is more than activations.evaluation_sequences=256"),
+    ("ablation.features.quantile", 0.5, "ablation.features.quantile: 0.5 is not allowed"),
     ("report", None, "report: None is not allowed"),
 ]
 
@@ -246,7 +261,8 @@ def test_circuits_are_those_of_models_that_were_trained():
     assert plan.circuit_models() == ["mamba", "neox", "neox_seed1"]
     circuits = {path for path in plan.results() if path.startswith("results/circuits/")}
     folders = {f"results/circuits/{task}/{m}" for task in ("induction", "recall") for m in plan.circuit_models()}
-    assert circuits == folders | {"results/circuits/similarity/induction.parquet"}
+    assert circuits == folders | {"results/circuits/similarity/induction.parquet", "results/circuits/published.parquet"}
+    assert plan.circuits(published=True) == ["results/circuits/induction/mamba"]
 
 
 def test_a_model_and_a_variant_that_nothing_asks_for_need_no_dictionaries():

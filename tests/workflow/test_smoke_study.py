@@ -68,6 +68,12 @@ def test_the_results_are_all_there(study):
     assert spaces.value.between(-1, 1).all()
     shares = read_table(results / "alignment" / "decoders" / "sae_seed_neox_shares.parquet").to_pandas()
     assert ((shares.low <= shares.share) & (shares.share <= shares.high)).all()
+    effects = read_table(results / "ablation" / "cross" / "b" / "effects.parquet").to_pandas()
+    assert set(effects.what) == {"loss", "induction", "recall"}
+    assert set(effects.group) == {"none", "well", "badly", "random", "well - badly"}
+    assert metrics["ablation"]["cross"]["b"]["model"] == "mamba"
+    assert [row["column"] for row in metrics["published"]] == ["logit", "prob"]
+    assert all(row["low"] <= row["measured"] <= row["high"] for row in metrics["published"])
     quality = read_table(results / "alignment" / "quality.parquet").to_pandas()
     assert quality.mean_mppc.between(-1, 1).all()
     assert quality.explained_variance.notna().all()
@@ -87,7 +93,7 @@ def test_a_feature_is_shown_with_its_partners_and_contexts(study):
 
 def test_the_page_needs_nothing_but_itself(study):
     page = (study.folder / "results" / "report" / "index.html").read_text()
-    assert page.count("<svg") == 9
+    assert page.count("<svg") == 10
     outside = re.findall(r"(?:src|href)\s*=\s*[\"'](?!#)[^\"']*", page)
     assert [link for link in outside if "w3.org" not in link and '"data:' not in link] == []
     for name in load_study(study.folder / "params.yaml").alignment.comparisons:
@@ -103,7 +109,8 @@ def test_every_job_leaves_a_log_and_its_benchmark(study, finished):
     names = plan.study.alignment.comparisons
     counts["alignment"] = 1 + sum(1 + len(plan.alignment_parts(name)) for name in names)
     counts["alignment"] += len(plan.decoder_tables("shares")) + len(plan.space_tables())
-    counts["circuits"] = len(plan.circuits()) + len(plan.circuit_similarities())
+    counts["circuits"] = len(plan.circuits()) + len(plan.circuit_similarities()) + len(plan.published_circuits())
+    counts["ablation"] = len(plan.ablations())
     for stage, count in counts.items():
         for suffix in ("log", "tsv"):
             assert len(list((logs / stage).rglob(f"*.{suffix}"))) == count, (stage, suffix)
@@ -136,7 +143,7 @@ def test_a_colleague_gets_it_all_without_running_anything(study, colleague):
     assert colleague.result_hashes() == study.result_hashes()
 
 
-AFTER_SAES = {"saes", "features", "alignment", "report"}
+AFTER_SAES = {"saes", "features", "alignment", "ablation", "report"}
 
 
 def test_an_edited_k_reruns_the_saes_and_what_follows_in_both_tools(study, colleague):
@@ -144,7 +151,7 @@ def test_an_edited_k_reruns_the_saes_and_what_follows_in_both_tools(study, colle
     colleague.edit("params.yaml", "topk: {architecture: topk, k: 4,", "topk: {architecture: topk, k: 5,")
     assert colleague.planned_rules() == AFTER_SAES
     saes = colleague.snakemake("-n", "--quiet", "host").stdout
-    assert "relu_l1/seed_0/layer_0\n" not in "".join(re.findall(r"output: (results/saes\S*\n)", saes))
+    assert "matryoshka" not in "".join(re.findall(r"output: (results/saes\S*\n)", saes))
     assert colleague.dvc_changed() == {"saes"}
     output = colleague.run("dvc", "repro").stdout
     ran = set(re.findall(r"Running stage '(\w+)'", output))
@@ -152,7 +159,7 @@ def test_an_edited_k_reruns_the_saes_and_what_follows_in_both_tools(study, colle
     assert "Nothing to be done" in colleague.snakemake("-n").stdout
     changed = {name for name, digest in colleague.result_hashes().items() if study.result_hashes().get(name) != digest}
     assert {name.split("/")[0] for name in changed} <= {*AFTER_SAES, "metrics.json"}
-    assert not any("relu_l1" in name for name in changed if name.startswith(("saes", "features")))
+    assert not any("matryoshka" in name for name in changed if name.startswith(("saes", "features")))
     # Not of all files: a requirements.lock written anew would have `make` set up another environment.
     colleague.run("git", "checkout", "-q", "params.yaml", "dvc.lock", "results")
     colleague.run("dvc", "checkout", "-q")
@@ -163,10 +170,11 @@ def test_an_edited_k_reruns_the_saes_and_what_follows_in_both_tools(study, colle
 @pytest.mark.parametrize(
     ("file", "stages", "rules"),
     [
-        ("src/universality/saes/topk.py", {"saes", "features"}, AFTER_SAES),
+        ("src/universality/saes/topk.py", {"saes", "features", "ablation"}, AFTER_SAES),
         ("src/universality/circuits/off_by_one.py", {"circuits"}, {"circuits", "report"}),
         ("src/universality/report/page.html.j2", {"report"}, {"report"}),
-        ("src/universality/alignment/mppc.py", {"alignment"}, {"alignment", "report"}),
+        ("src/universality/ablation/groups.py", {"ablation"}, {"ablation", "report"}),
+        ("src/universality/alignment/mppc.py", {"alignment"}, {"alignment", "ablation", "report"}),
     ],
 )
 def test_edited_code_reruns_the_stages_that_run_it(study, tmp_path, file, stages, rules):
@@ -184,8 +192,8 @@ def test_edited_code_reruns_the_stages_that_run_it(study, tmp_path, file, stages
         # Which layers are compared does not retrain the model; its activations hold all compared layers.
         ("    neox: {source: train,", "    neox: {layers: [1], source: train,", AFTER_SAES | {"activations"}),
         ("evaluation_sequences: 256", "evaluation_sequences: 512", AFTER_SAES | {"activations"}),
-        ("bootstrap_samples: 50", "bootstrap_samples: 60", {"alignment", "report"}),
-        ("task_seed: 50", "task_seed: 51", {"circuits", "report"}),
+        ("bootstrap_samples: 50", "bootstrap_samples: 60", {"alignment", "ablation", "report"}),
+        ("task_seed: 50", "task_seed: 51", {"circuits", "ablation", "report"}),
     ],
 )
 def test_edited_settings_rerun_only_what_depends_on_them(study, tmp_path, old, new, rules):
