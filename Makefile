@@ -13,11 +13,12 @@ run: setup
 setup: $(READY)
 
 # The lock file names every package, so pip resolves nothing and brings in nothing else. A virtual environment that was
-# made halfway has no .ready and is made anew.
+# made halfway has no .ready and is made anew. Most of what is installed is never imported: Python compiles the rest as it
+# comes to it.
 $(READY): requirements.lock pyproject.toml
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	pip install --quiet --no-deps -r requirements.lock
+	pip install --quiet --no-compile --no-deps -r requirements.lock
 	pip install --quiet --no-deps --no-build-isolation --editable .
 	pip check
 	touch $@
