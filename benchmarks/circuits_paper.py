@@ -1,12 +1,12 @@
-"""The circuits of studies/paper.yaml at the sizes of Pythia-160M and Mamba-130M, on local checkpoints made from nothing.
+"""The circuits of studies/paper.yaml at the sizes of Pythia-160M and Mamba-130M, on checkpoints made from nothing.
 
     python benchmarks/circuits_paper.py --folder /tmp/paper [--samples 8] [--threads 2]
 
-Makes, in the formats of the hub, a GPT-NeoX and a Mamba of these sizes with weights as they are drawn, a tokenizer whose
-vocabulary holds first names, and a corpus; then runs the study's circuit targets by Snakemake on them, with few prompts,
-and sets the published values beside those measured. Weights that were never trained do no task, so the bar for accuracy
-is set to 0 and the measured values mean nothing; they show that every analysis runs at these sizes, and how long it
-takes. Prints the seconds of each job; the last line is their sum as it passed.
+Makes, in the formats of the hub, a GPT-NeoX and a Mamba of these sizes with weights as they are drawn, a tokenizer
+whose vocabulary holds first names, and a corpus; then runs the study's circuit targets by Snakemake on them, with few
+prompts, and sets the published values beside those measured. Weights that were never trained do no task, so the bar
+for accuracy is set to 0 and the measured values mean nothing; they show that every analysis runs at these sizes, and
+how long it takes. Prints the seconds of each job; the last line is those of all as they passed.
 """
 
 import argparse

@@ -129,10 +129,10 @@ class _Measured(NamedTuple):
     names: list[tuple[str, str]]
     units: np.ndarray
 
-    def accuracy(self, clean: np.ndarray) -> float:
-        """Mean top-1 of the clean values of a task; nan of text."""
+    def accuracy(self, clean: np.ndarray) -> float | None:
+        """Mean top-1 of the clean values of a task."""
         metrics = [metric for _, metric in self.names]
-        return float(clean[:, metrics.index("top1")].mean()) if "top1" in metrics else float("nan")
+        return float(clean[:, metrics.index("top1")].mean()) if "top1" in metrics else None
 
 
 def ablation_columns(
@@ -164,11 +164,12 @@ def ablation_columns(
     for one in measured:
         intervals = _Intervals(one.units, settings)
         clean = one.run(partial(ablation_edits, {}, {}, None))
-        passes = one.accuracy(clean) >= min_accuracy or one.names[0][0] == LOSS
-        append = partial(_append, columns, {"model": name, "accuracy": one.accuracy(clean), "passes": passes}, one)
+        accuracy = one.accuracy(clean)
+        passes = accuracy is None or accuracy >= min_accuracy
+        append = partial(_append, columns, {"model": name, "accuracy": accuracy, "passes": passes}, one)
         append(("none", 0, 0, "none"), intervals.of(clean))
         if not passes:
-            log.info("%s fails %s: top-1 %.3f is below %g", name, one.names[0][0], one.accuracy(clean), min_accuracy)
+            log.info("%s fails %s: top-1 %.3f is below %g", name, one.names[0][0], accuracy, min_accuracy)
             continue
         effects: dict[tuple, np.ndarray] = {}
         for key, ablation in progress(ablations, f"{name}, {one.names[0][0]}, ablations"):

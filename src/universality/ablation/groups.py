@@ -98,6 +98,7 @@ def _of_layer(
     well, badly = well[partner >= 0], badly[partner[partner >= 0]]
     if not len(well):
         log.info("layer %d: of %d live features no two make a pair", layer, len(live))
+        return pd.DataFrame()
     rng = np.random.default_rng([settings.group_seed, layer])
     removed = np.log(norm[live])
     order = (

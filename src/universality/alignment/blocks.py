@@ -32,6 +32,7 @@ def write_block(a: ModelSide, b: ModelSide, order: TokenOrder, settings: Matchin
             for direction, one in zip(("a", "b"), found, strict=True):
                 prefix = f"{direction}.{number_a}.{number_b}"
                 arrays |= {f"{prefix}.{name}": np.ascontiguousarray(x) for name, x in one._asdict().items()}
+        del layer_b  # before the next is read
     write_tensors(out, arrays)
 
 

@@ -84,8 +84,9 @@ def sparse_layer(codes: scipy.sparse.csr_array, order: TokenOrder) -> SparseLaye
     token_starts = np.concatenate([[0], np.cumsum(np.diff(source)[order.rows])])
     features, token_values = np.empty(codes.nnz, kind), np.empty(codes.nnz, np.float32)
     _copy_rows(source, codes.indices, codes.data, order.rows, token_starts, features, token_values)
+    del codes  # if nothing else holds them, before as much is needed again
     feature_starts = np.zeros(n_features + 1, np.int64)
-    tokens, feature_values = np.empty(codes.nnz, np.int32), np.empty(codes.nnz, np.float32)
+    tokens, feature_values = np.empty(len(features), np.int32), np.empty(len(features), np.float32)
     ranges = np.linspace(0, n_features, numba.get_num_threads() + 1).astype(np.int64)
     _transpose(token_starts, features, token_values, ranges, feature_starts, tokens, feature_values)
     moments = _sparse_moments(feature_starts, tokens, feature_values, order.segments())
@@ -150,12 +151,12 @@ def _transpose(starts, features, values, ranges, feature_starts, tokens, by_feat
         free = feature_starts[low:high].copy()  # where each feature's next entry goes
         for token in range(len(starts) - 1):
             for entry in range(starts[token], starts[token + 1]):
-                feature = np.int64(features[entry])
-                if low <= feature < high:
-                    place = free[feature - low]
+                column = np.int64(features[entry])
+                if low <= column < high:
+                    place = free[column - low]
                     tokens[place] = token
                     by_feature[place] = values[entry]
-                    free[feature - low] = place + 1
+                    free[column - low] = place + 1
 
 
 def _sparse_moments(starts: np.ndarray, tokens: np.ndarray, values: np.ndarray, segments: np.ndarray) -> Moments:

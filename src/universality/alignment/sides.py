@@ -83,16 +83,19 @@ def read_side(
 
 def features_side(model: str, folders: dict[int, Path], pooling: Pooling | None = None) -> ModelSide:
     def load(number: int, order: TokenOrder) -> Layer:
-        codes = read_codes(folders[number]).by_token
-        due = order.n_tokens if pooling is None else len(pooling.span)
-        if codes.shape[0] != due:
-            raise StudyError(
-                f"{folders[number]}: codes of {codes.shape[0]} tokens, but {due} tokens were cached; "
-                "remake its features"
-            )
-        return sparse_layer(codes if pooling is None else pool(codes, pooling.span, pooling.n_spans), order)
+        return sparse_layer(_read(folders[number], order, pooling), order)
 
     return ModelSide(model, list(folders), load)
+
+
+def _read(folder: Path, order: TokenOrder, pooling: Pooling | None) -> scipy.sparse.csr_array:
+    codes = read_codes(folder).by_token
+    due = order.n_tokens if pooling is None else len(pooling.span)
+    if codes.shape[0] != due:
+        raise StudyError(
+            f"{folder}: codes of {codes.shape[0]} tokens, but {due} tokens were cached; remake its features"
+        )
+    return codes if pooling is None else pool(codes, pooling.span, pooling.n_spans)
 
 
 def in_memory(model: str, codes: dict[int, scipy.sparse.csr_array]) -> ModelSide:

@@ -30,7 +30,9 @@ _EDGE = ("corruption", "writer", "layer", "head", "reader", "reader_layer", "rea
 
 def write_attribution(circuit: Circuit, settings: Attributing, folder: Path) -> None:
     """attribution, edges and curves.parquet; without rows of a model that fails the task."""
-    nodes, edges, heights = [], [], []
+    nodes: list[dict] = []
+    edges: list[dict] = []
+    heights: list[dict] = []
     if circuit.passes:
         nodes, heights = _nodes(circuit, settings)
         edges, of_edges = _edges(circuit, settings)

@@ -45,7 +45,8 @@ def analyse(
     configure(threads, log)
     job = parse_argument(TaskJob, settings)
     deterministic_torch(threads)
-    from universality.circuits.tables import Circuit, write_circuit
+    from universality.circuits.circuit import Circuit
+    from universality.circuits.tables import write_circuit
     from universality.circuits.tasks.make import make
     from universality.corpus.tokens import read_tokens
     from universality.models.loading import load_model
@@ -79,7 +80,7 @@ def similarity(
 ) -> None:
     """How alike are the circuits of each two models?"""
     configure(threads, log)
-    from universality.circuits.tables import write_similarity
+    from universality.circuits.route_tables import write_similarity
 
     write_similarity(graph, out)
 

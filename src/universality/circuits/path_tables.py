@@ -35,7 +35,8 @@ def write_paths(circuit: Circuit, out: Path) -> None:
 
 
 def _path_rows(circuit: Circuit, corruption: str, effects: Effects, chance: Effects) -> list[dict]:
-    rows, kinds = [], {}
+    rows: list[dict] = []
+    kinds: dict[tuple, list[dict]] = {}
     for row, values in effects.items():
         described = {
             "sender": row.sender.name,

@@ -37,8 +37,8 @@ def _rows(one: Published, folders: dict[tuple[str, str], Path], where: str) -> l
         if column not in table:
             raise StudyError(f"{where}: {one.table}.parquet has no column {column!r}; allowed: {', '.join(table)}")
     chosen = table
-    for column, value in one.where.items():
-        chosen = chosen[chosen[column].isna() if value is None else chosen[column] == value]
+    for column, wanted in one.where.items():
+        chosen = chosen[chosen[column].isna() if wanted is None else chosen[column] == wanted]
     if len(chosen) > 1:
         raise StudyError(f"{where}.where: means {len(chosen)} rows of {one.table}.parquet; it must mean one")
     if chosen.empty:

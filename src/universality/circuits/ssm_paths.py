@@ -38,7 +38,7 @@ PATHS = ("direct", "total")
 Where = Literal["all", "last"] | int
 """Positions at which delta, B, C are exchanged; an integer is an offset from the place."""
 Through = Literal["u", "all"]
-THROUGH = ("u", "all")
+THROUGH: tuple[Through, ...] = ("u", "all")
 """What a convolution's tap changes of a write: u alone; or all that follows from it: for Mamba delta and B too, with
 delta how much of the state before is kept; for Mamba-2, whose convolution passes u, B and C side by side, B too."""
 WRITING = ("ssm_in", "delta", "B", "C")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import scipy.sparse
 
 from universality.errors import StudyError
@@ -20,11 +21,17 @@ class Codes(NamedTuple):
     summary: dict
 
 
+def _column(path: Path, name: str) -> np.ndarray:
+    column = read_table(path, [name]).column(name).to_numpy()
+    pa.default_memory_pool().release_unused()
+    return column
+
+
 def read_codes(folder: Path) -> Codes:
     """Raises StudyError naming the file if the codes are truncated or do not fit their summary."""
     summary = read_json(folder / "summary.json")
-    table = read_table(folder / "codes.parquet", ["token", "feature", "value"])
-    token, feature, value = (table.column(name).to_numpy() for name in ("token", "feature", "value"))
+    # A column at a time, and nothing kept of how it was read: codes are the largest thing that comparisons hold.
+    token, feature, value = (_column(folder / "codes.parquet", name) for name in ("token", "feature", "value"))
     shape = (summary["n_tokens"], summary["d_sae"])
     if len(token) and (token.max() >= shape[0] or feature.max() >= shape[1]):
         raise StudyError(f"{folder}: codes.parquet has tokens or features beyond those of summary.json, {shape}")

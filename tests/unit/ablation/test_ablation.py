@@ -244,7 +244,7 @@ def test_bad_groups_are_named():
         (features.drop(columns="mppc"), "lack the column 'mppc'"),
         (pd.concat([features, features]), "one direction"),
         (features[features.layer == 0], "layer 2 has 0 rows"),
-        (features.assign(dead=True), "layer 0: of 0 live features"),
+        (features.assign(dead=True), "in no layer two make a pair"),
     ):
         with pytest.raises(StudyError, match=message):
             choose_groups(table, statistics, settings())
@@ -357,5 +357,9 @@ def test_the_table_tells_carriers_from_idle_features(planted, tmp_path):
         effects[name] = values
     paired = effects["well"] - effects["badly"]
     assert rows(LOSS, "cross_entropy", 4.0).value[DIFFERENCE] == pytest.approx(paired.mean(), abs=1e-6)
+    failing = pd.DataFrame(ablation_columns("m", *arguments, min_accuracy=1.1))
+    assert set(failing[failing.what == "induction"].group) == {"none"}
+    assert set(failing[~failing.passes].what) == {"induction"}
+    assert len(failing[failing.what == LOSS]) == len(table[table.what == LOSS])
     with pytest.raises(StudyError, match="different names"):
         ablation_columns("m", *arguments[:5], [task, task], *arguments[6:])
