@@ -87,7 +87,7 @@ def train(batches, variant, out, seed=0, on_mismatch=OnMismatch.refuse, **change
 def test_training_recovers_planted_features(batches, variant, tmp_path):
     if variant.frozen_decoder:
         pytest.skip("its directions are random")
-    sae = train(batches, variant, tmp_path / "sae")
+    sae = train(batches, variant, tmp_path / "sae", steps=900, checkpoint_steps=1000)
     inputs = [torch.from_numpy(planted(2000, seed=1, d=d)[0]) for d in widths(variant)]
     x, target = inputs if isinstance(variant, TranscoderSettings) else (torch.cat(inputs, 1),) * 2
     error = (target - sae(x)).square().sum() / (target - target.mean(0)).square().sum()
@@ -271,7 +271,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(batches, variant, tmp_
 
 
 def test_the_folder_tells_how_often_features_fired_in_the_last_tenth(batches, variant, tmp_path):
-    sae = train(batches, variant, tmp_path / "sae", steps=400)
+    sae = train(batches, variant, tmp_path / "sae", steps=400, checkpoint_steps=1000)
     told = read_frequencies(tmp_path / "sae")
     inputs = [torch.from_numpy(planted(8000, d=d)[0]) for d in widths(variant)]
     x = inputs[0] if isinstance(variant, TranscoderSettings) else torch.cat(inputs, 1)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.interop.environment import peer_python
 from universality.models.language_model import LanguageModel
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("transformer_lens")]  # one worker: it is started once
 
 HERE = Path(__file__).parent / "transformer_lens"
 VOCABULARY, LENGTH = 50, 12
@@ -74,11 +74,6 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(scope="session")
-def lens_python() -> Path:
-    return peer_python("transformer-lens")
-
-
 def random_model(family: str) -> torch.nn.Module:
     """A model of transformers' own making in which every path and every bias matters."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -96,18 +91,30 @@ def random_model(family: str) -> torch.nn.Module:
     return hf.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("family", SITES)
-def test_sites_have_the_values_that_transformer_lens_sees(family, lens_python, tmp_path):
-    hf = random_model(family)
-    hf.save_pretrained(tmp_path / "model")
-    tokens = torch.randint(VOCABULARY, (3, LENGTH))
-    save_file({"tokens": tokens}, tmp_path / "tokens.safetensors")
-    out = tmp_path / "sites.safetensors"
-    dump = [lens_python, "-I", HERE / "dump.py", tmp_path / "model", tmp_path / "tokens.safetensors", out]
-    done = subprocess.run(dump, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory) -> dict[str, tuple]:
+    """Family -> model, tokens, what transformer-lens sees; it is started once."""
+    python, models, folders = peer_python("transformer-lens"), {}, {}
+    for family in SITES:
+        folders[family] = tmp_path_factory.mktemp(family)
+        models[family] = random_model(family)
+        models[family].save_pretrained(folders[family] / "model")
+        save_file({"tokens": torch.randint(VOCABULARY, (3, LENGTH))}, folders[family] / "tokens.safetensors")
+    done = subprocess.run([python, "-I", HERE / "dump.py", *folders.values()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return {
+        family: (
+            models[family],
+            load_file(folder / "tokens.safetensors")["tokens"],
+            load_file(folder / "sites.safetensors"),
+        )
+        for family, folder in folders.items()
+    }
 
-    lens = load_file(out)
+
+@pytest.mark.parametrize("family", SITES)
+def test_sites_have_the_values_that_transformer_lens_sees(family, seen):
+    hf, tokens, lens = seen[family]
     layers = range(hf.config.num_hidden_layers)
     expected = {site.replace("L", str(layer)) for site in SITES[family].split() for layer in layers}
     assert lens.keys() == {"logits"} | expected  # all that was written is compared

@@ -37,6 +37,7 @@ def loaded_models(study):
     study["corpus"]["tokenizer"] = {"kind": "pretrained", "name": "checkpoints/pythia"}
     study["activations"] |= {"train_sequences": 40, "evaluation_sequences": 20}
     study["activations"]["cache"]["shard_sequences"] = 20
+    study["ablation"]["sequences"] = 20
     sides = [{"model": "pythia", "layer": 1}, {"model": "mamba", "layer": 1}]
     study["saes"] |= {"also": [], "transcoders": {}, "evaluation": study["saes"]["evaluation"] | {"sequences": 20}}
     study["saes"]["crosscoders"]["neox_mamba"]["sides"] = sides

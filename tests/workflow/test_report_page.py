@@ -29,5 +29,5 @@ def test_the_page_opens_from_disk_and_shows_its_figures(study, tmp_path):
     # Figures and tables reach far down the page.
     assert inked.mean() > 0.4
     dom = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120).stdout
-    assert dom.count("<svg") == 9
+    assert dom.count("<svg") == 10
     assert "model_seed_neox" in dom

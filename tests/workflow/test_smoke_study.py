@@ -143,6 +143,15 @@ def test_a_colleague_gets_it_all_without_running_anything(study, colleague):
     assert colleague.result_hashes() == study.result_hashes()
 
 
+def test_an_audit_on_one_core_finds_the_same_bytes(study, colleague):
+    """Everything again, serially, on one core where the first runs had all, and without interruption where jobs were
+    killed in those; dvc.lock must not change. Early among these tests: it leaves the other core to the other worker."""
+    before = (colleague.folder / "dvc.lock").read_bytes()
+    colleague.run("taskset", "--cpu-list", "0", "make", "audit")
+    assert (colleague.folder / "dvc.lock").read_bytes() == before
+    assert colleague.result_hashes() == study.result_hashes()
+
+
 AFTER_SAES = {"saes", "features", "alignment", "ablation", "report"}
 
 
@@ -241,15 +250,6 @@ def test_results_of_another_study_are_not_recorded(study, tmp_path):
     project.run("universality", "study", "prune", "--yes")
     assert not left.exists()
     assert project.result_hashes() == study.result_hashes()
-
-
-def test_an_audit_on_one_core_finds_the_same_bytes(study, colleague):
-    """Everything again, serially, on one core where the first runs had all, and without interruption where jobs were
-    killed in those; dvc.lock must not change."""
-    before = (colleague.folder / "dvc.lock").read_bytes()
-    colleague.run("taskset", "--cpu-list", "0", "make", "audit")
-    assert (colleague.folder / "dvc.lock").read_bytes() == before
-    assert colleague.result_hashes() == study.result_hashes()
 
 
 def test_dvc_yaml_is_what_the_code_says():

@@ -1,8 +1,9 @@
-"""Write what transformer-lens' bridge sees in a model: python dump.py CHECKPOINT TOKENS OUT
+"""Write what transformer-lens' bridge sees in models: python dump.py FOLDER...
 
-CHECKPOINT is a folder in transformers' format (config.json, safetensors weights; no tokenizer), TOKENS a safetensors
-file with `tokens` [B, L], OUT the safetensors file to write: `logits` and one tensor for each site, under the project's
-name for it and in its shape. It imports nothing of the project, and runs in the environment of requirements.lock.
+A folder has model/, a checkpoint in transformers' format (config.json, safetensors weights; no tokenizer), and
+tokens.safetensors with `tokens` [B, L]. Written to it is sites.safetensors: `logits` and one tensor for each site,
+in the shape and under the name that the project gives it. It imports nothing of the project, and runs in the
+environment of requirements.lock.
 
 A site is a hook of the bridge where it has one with that meaning. The others (q and k of GPT-NeoX after the rotation,
 y of Mamba, and delta, B, C of both) are put together from its hooks by its own formulas, and `agree` holds the
@@ -128,9 +129,10 @@ def dump(checkpoint: Path, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    checkpoint, tokens, out = map(Path, sys.argv[1:])
-    values = dump(checkpoint, load_file(tokens)["tokens"])
-    save_file({site: value.detach().clone().contiguous() for site, value in values.items()}, out)
+    for folder in map(Path, sys.argv[1:]):
+        values = dump(folder / "model", load_file(folder / "tokens.safetensors")["tokens"])
+        found = {site: value.detach().clone().contiguous() for site, value in values.items()}
+        save_file(found, folder / "sites.safetensors")
 
 
 if __name__ == "__main__":
