@@ -100,6 +100,14 @@ def test_training_recovers_planted_features(batches, variant, tmp_path):
         assert float(cosines.max(dim=1).values.mean()) > 0.9
 
 
+def test_memory_first_used_without_gradients_serves_training_too(batches, variant, tmp_path, monkeypatch):
+    monkeypatch.setattr("universality.saes.base._MEMORY", {})
+    sae = random_sae(variant, D_IN, d_sae=48).eval()
+    with torch.inference_mode():
+        sae.encode_sparse(torch.randn(300, sae.d_in))
+    train(batches, variant, tmp_path / "sae", steps=2)
+
+
 def random_sae(variant, d: int = 12, d_sae: int = 40, seed: int = 0):
     """In training, with no parameter at a special value, some features dead."""
     torch.manual_seed(seed)

@@ -272,7 +272,8 @@ class SAE(nn.Module, ABC):
         key = name, width, dtype
         kept = _MEMORY.get(key)
         if kept is None or len(kept) < rows:
-            kept = _MEMORY[key] = torch.empty(rows, width, dtype=dtype)
+            with torch.inference_mode(False):  # whoever asks first, others may train in it
+                kept = _MEMORY[key] = torch.empty(rows, width, dtype=dtype)
         return kept[:rows]
 
 
