@@ -1,0 +1,1 @@
+"""What kind of features are shared: how much context they need, what predicts them, what they mean."""

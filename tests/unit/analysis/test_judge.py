@@ -1,0 +1,182 @@
+"""A real server on this machine that speaks chat completions, well and badly; nothing else is asked."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from universality.analysis.chat import CachedChat, Endpoint, HttpChat
+from universality.analysis.judge import Chosen, Marked, Rating, Shown, judge, parse, rating_question
+from universality.errors import StudyError
+
+GOOD = json.dumps({"complexity": 2, "monosemanticity": 2, "explanation": "the word cat"})
+
+
+def shown(word: str = "cat") -> Shown:
+    def of(token, n):
+        return [Marked(f"text {k} of a ", token, " on a mat") for k in range(n)]
+
+    return Shown(of(word, 5), of(word, 6), of("dog", 6), [Marked("text ", str(k), f" of a {word}") for k in range(6)])
+
+
+class Server:
+    """Gives the answers of `script` in turn, then answers as a model that reads: a status, a text, seconds to wait, or
+    raw bytes."""
+
+    def __init__(self):
+        self.script, self.asked, self.headers, self.times = [], [], [], []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.asked.append(body)
+                outer.headers.append(dict(self.headers))
+                outer.times.append(time.monotonic())
+                step = outer.script.pop(0) if outer.script else outer.reads(body)
+                if isinstance(step, float):
+                    time.sleep(step)
+                    step = outer.reads(body)
+                status, text = step if isinstance(step, tuple) else (200, step)
+                raw = text if isinstance(text, bytes) else completion(text)
+                try:
+                    self.send_response(status)
+                    if status == 429:
+                        self.send_header("Retry-After", "0.2")
+                    self.send_header("Content-Length", str(len(raw)))
+                    self.end_headers()
+                    self.wfile.write(raw)
+                except (BrokenPipeError, ConnectionResetError):
+                    pass  # who asked has given up waiting
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @staticmethod
+    def reads(body) -> str:
+        text = body["messages"][-1]["content"]
+        if "Rate it" in text:
+            return GOOD
+        lines = [line.split(". ", 1) for line in text.splitlines() if line[:1].isdigit()]
+        return json.dumps({"active": [int(n) for n, line in lines if ("<<cat>>" if "<<" in line else "cat") in line]})
+
+
+def completion(text: str) -> bytes:
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
+
+
+@pytest.fixture
+def server():
+    made = Server()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+def chat_of(server, tmp_path, **changes) -> CachedChat:
+    endpoint = Endpoint(server.url, "m", "secret")
+    values = {"timeout": 0.5, "attempts": 4, "per_minute": 60_000, "longest_wait": 0.2} | changes
+    return CachedChat(HttpChat(endpoint, **values), tmp_path / "answers")
+
+
+def test_a_judge_that_reads_scores_all_and_a_rerun_asks_nothing(server, tmp_path):
+    chat = chat_of(server, tmp_path)
+    [found] = judge(chat, [shown()], seed=0)
+    assert found.rating == Rating(complexity=2, monosemanticity=2, explanation="the word cat")
+    assert (found.detection, found.fuzzing, found.malformed) == (1.0, 1.0, 0)
+    assert len(server.asked) == 3
+    assert server.headers[0]["Authorization"] == "Bearer secret"
+    assert server.asked[0]["model"] == "m"
+    assert server.asked[0]["temperature"] == 0
+    assert judge(chat_of(server, tmp_path), [shown()], seed=0) == [found]
+    assert len(server.asked) == 3
+    judge(chat, [shown("cats")], seed=0)  # other contexts are other questions
+    assert len(server.asked) == 6
+
+
+def test_the_cost_of_what_is_new_is_told_before_anything_is_asked(server, tmp_path):
+    chat = chat_of(server, tmp_path)
+    questions = [rating_question(shown(word).top) for word in ("cat", "cats")]
+    requests, tokens = chat.tell_cost(questions)
+    assert requests == 2
+    assert 100 < tokens < 2000
+    assert server.asked == []
+    chat.ask(questions[0])
+    assert chat.tell_cost(questions)[0] == 1
+
+
+@pytest.mark.parametrize(
+    "script",
+    [[(429, "busy")], [(503, "down"), (500, "down")], [1.5], [(200, b"{broken")], [(200, b"{}"), (429, "busy")]],
+    ids=["429", "5xx", "time-out", "broken JSON", "no choices"],
+)
+def test_what_passes_is_tried_again(server, tmp_path, script):
+    server.script = list(script)
+    chat = chat_of(server, tmp_path)
+    assert chat.ask(rating_question(shown().top)) == GOOD
+    assert chat.chat.retries == len(script)
+
+
+def test_what_does_not_pass_is_one_line_that_names_the_endpoint(server, tmp_path):
+    server.script = [(429, "busy")] * 9
+    with pytest.raises(StudyError, match=rf"{server.url}: HTTP 429; tried as often as allowed"):
+        chat_of(server, tmp_path, attempts=3).ask(rating_question(shown().top))
+    assert len(server.asked) == 3
+    server.script = [(401, b"who are you?")]
+    with pytest.raises(StudyError, match="HTTP 401: who are you?"):
+        chat_of(server, tmp_path).ask(rating_question(shown().top))
+    assert not list((tmp_path / "answers").glob("*")), "no failure is kept as an answer"
+
+
+def test_requests_keep_to_the_rate(server, tmp_path):
+    chat = chat_of(server, tmp_path, per_minute=600)
+    for word in ("a", "b", "c"):
+        chat.ask(rating_question(shown(word).top))
+    assert np.diff(server.times).min() > 0.09
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["I think it is complex.", '{"complexity": 7, "monosemanticity": 1, "explanation": "x"}', '{"complexity": "2"}',
+     '{"complexity": 2, "monosemanticity": 2}', "{", ""],
+)  # fmt: skip
+def test_malformed_ratings_are_counted_and_never_guessed(server, tmp_path, answer):
+    server.script = [answer]
+    [found] = judge(chat_of(server, tmp_path), [shown()], seed=0)
+    assert found.rating is None
+    assert np.isnan(found.detection)
+    assert np.isnan(found.fuzzing)
+    assert found.malformed == 1
+
+
+def test_tests_that_name_texts_that_are_not_there_are_malformed(server, tmp_path):
+    server.script = [GOOD, '{"active": [1, 99]}', '```json\n{"active": []}\n```']
+    [found] = judge(chat_of(server, tmp_path), [shown()], seed=0)
+    assert np.isnan(found.detection)
+    assert found.fuzzing == 0.5
+    assert found.malformed == 1
+
+
+def test_answers_are_read_with_or_without_a_fence():
+    assert parse(Chosen, '```json\n{"active": [2]}\n```') == parse(Chosen, ' {"active": [2]} ') == Chosen(active=[2])
+    assert parse(Chosen, 'Sure: {"active": [2]}') is None
+    assert parse(Chosen, '{"active": ["2"]}') is None
+
+
+def test_the_endpoint_comes_from_the_environment(monkeypatch):
+    for name in ("OPENAI_BASE_URL", "UNIVERSALITY_JUDGE_MODEL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(StudyError, match="the environment has no OPENAI_BASE_URL"):
+        Endpoint.of_environment()
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://x/v1")
+    with pytest.raises(StudyError, match="UNIVERSALITY_JUDGE_MODEL"):
+        Endpoint.of_environment()
+    monkeypatch.setenv("UNIVERSALITY_JUDGE_MODEL", "m")
+    assert Endpoint.of_environment() == Endpoint("http://x/v1", "m", None)
