@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from side_by_side import in_turn, ratio, table
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from universality.circuits.columns import METRICS
 from universality.circuits.head_paths import HeadPaths
-from universality.circuits.metrics import METRICS
 from universality.circuits.tasks.base import Task
 from universality.circuits.tasks.induction import make_task
 from universality.models.language_model import LanguageModel

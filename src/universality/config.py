@@ -5,7 +5,7 @@ from typing import get_args
 
 from pydantic import model_validator
 
-from universality.ablation.settings import AblationSettings
+from universality.ablation.settings import LOSS, AblationSettings
 from universality.activations.settings import ActivationsSettings
 from universality.alignment.settings import AlignmentSettings, Basis, Comparison
 from universality.circuits.settings import CircuitsSettings
@@ -139,6 +139,8 @@ def _check_circuits(study: Study) -> None:
                 f"{', '.join(analysed)}"
             )
     comparisons = study.alignment.comparisons
+    if study.ablation.comparisons and LOSS in study.circuits.tasks:
+        raise ValueError(f"circuits.tasks.{LOSS}: ablation's tables tell the loss by that name; choose another")
     for name in study.ablation.comparisons:
         if name not in comparisons or not comparisons[name].of_saes:
             known = ", ".join(n for n, c in comparisons.items() if c.of_saes)

@@ -101,11 +101,13 @@ def test_training_recovers_planted_features(batches, variant, tmp_path):
 
 
 def test_memory_first_used_without_gradients_serves_training_too(batches, variant, tmp_path, monkeypatch):
-    monkeypatch.setattr("universality.saes.base._MEMORY", {})
     sae = random_sae(variant, D_IN, d_sae=48).eval()
+    alone = train(batches, variant, tmp_path / "alone", steps=2).state_dict()
+    monkeypatch.setattr("universality.saes.base._MEMORY", {})
     with torch.inference_mode():
         sae.encode_sparse(torch.randn(300, sae.d_in))
-    train(batches, variant, tmp_path / "sae", steps=2)
+    after = train(batches, variant, tmp_path / "after", steps=2).state_dict()
+    assert all(torch.equal(after[name], value) for name, value in alone.items())
 
 
 def random_sae(variant, d: int = 12, d_sae: int = 40, seed: int = 0):

@@ -25,10 +25,11 @@ import scipy.sparse
 import torch
 
 from universality.ablation.groups import GROUPS, FeatureStatistics, group
-from universality.ablation.settings import FeatureAblationSettings
+from universality.ablation.settings import LOSS, FeatureAblationSettings
 from universality.activations.sample import Sample
 from universality.alignment.bootstrap import document_index, percentile_interval, resample_weights
-from universality.circuits.metrics import METRICS, measure
+from universality.circuits.columns import METRICS
+from universality.circuits.metrics import measure
 from universality.circuits.tasks.base import Task
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel
@@ -41,7 +42,6 @@ from universality.saes.transcoder import PredictsTarget
 
 KINDS = ("zero", "mean")
 DIFFERENCE = "well - badly"
-LOSS = "loss"
 
 Ablation = Callable[[torch.Tensor], dict[str, Edit]]
 """Where tokens are kept [B, L] -> edits of a run on them."""

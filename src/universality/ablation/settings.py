@@ -9,6 +9,9 @@ from universality.circuits.tasks.settings import AnyTask
 from universality.saes.settings import EvaluationRun
 from universality.settings import Fraction, Name, Positive, Seed, Settings
 
+LOSS = "loss"
+"""What stands in the tables' column `what` for the loss, where else a task's name does."""
+
 
 class FeatureAblationSettings(Settings):
     quantile: Annotated[float, Field(gt=0, le=1 / 3)]

@@ -101,17 +101,22 @@ class HttpChat:
         url = f"{self.endpoint.base_url.rstrip('/')}/chat/completions"
         try:
             answer = self._session.post(url, json=body, timeout=self.timeout)
-        except (requests.Timeout, requests.ConnectionError) as error:
+        except (requests.Timeout, requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
             raise _Again(type(error).__name__) from None
+        except requests.RequestException as error:
+            raise StudyError(f"judge: {url}: {error}") from None
         if answer.status_code == 429 or answer.status_code >= 500:
             asked = answer.headers.get("Retry-After", "")
             raise _Again(f"HTTP {answer.status_code}", float(asked) if asked.replace(".", "", 1).isdigit() else None)
         if answer.status_code != 200:
             raise StudyError(f"judge: {url}: HTTP {answer.status_code}: {answer.text[:200]}")
         try:
-            return str(answer.json()["choices"][0]["message"]["content"])
+            content = answer.json()["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError):
-            raise _Again("an answer that is no chat completion") from None
+            content = None
+        if not isinstance(content, str):
+            raise _Again("an answer that is no chat completion")
+        return content
 
 
 class LocalChat:
@@ -120,7 +125,7 @@ class LocalChat:
     def __init__(self, path: str, max_new_tokens: int = 128):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.identity = path
+        self.identity = f"{path}, at most {max_new_tokens} tokens"
         self._tokenizer = AutoTokenizer.from_pretrained(path)
         if self._tokenizer.chat_template is None:
             raise StudyError(f"judge: {path}: its tokenizer has no chat template")
@@ -149,18 +154,23 @@ class CachedChat:
         asked = json.dumps([self.identity, messages], sort_keys=True, ensure_ascii=False)
         return self.folder / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
 
-    def ask(self, messages: Messages) -> str:
+    def known(self, messages: Messages) -> str | None:
+        """The answer, if it was given before."""
         path = self.path(messages)
-        if path.exists():
-            return read_json(path)["answer"]
-        answer = self.chat.ask(messages)
+        return read_json(path)["answer"] if path.exists() else None
+
+    def ask(self, messages: Messages) -> str:
+        known = self.known(messages)
+        if known is not None:
+            return known
+        path, answer = self.path(messages), self.chat.ask(messages)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"identity": self.identity, "messages": messages, "answer": answer})
         return answer
 
     def tell_cost(self, asked: list[Messages]) -> tuple[int, int]:
-        """(requests, tokens) that are not known yet, about; said before anything is asked."""
-        new = [messages for messages in asked if not self.path(messages).exists()]
+        """(requests, tokens) of which the answers are not known yet, about; said before anything is asked."""
+        new = [messages for messages in asked if self.known(messages) is None]
         tokens = sum(len(message["content"]) for messages in new for message in messages) // _CHARACTERS
         log.info("judge: %d of %d requests are new, about %d tokens to read", len(new), len(asked), tokens)
         return len(new), tokens

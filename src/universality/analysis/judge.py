@@ -20,13 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from universality.analysis.chat import CachedChat, Messages
 from universality.runtime import progress
 
+_WORDS = 20  # of an explanation
 _SYSTEM = "You study features of a language model. Answer with one JSON object and nothing else."
 _RATE = """A feature is active at the tokens between << and >> in these texts:
 
 {texts}
 
 Rate it. "complexity": 1 (a single token or word) to 5 (an abstract idea that needs the whole context).
-"monosemanticity": 2 if all texts show one and the same thing, else 1. "explanation": at most 20 words.
+"monosemanticity": 2 if all texts show one and the same thing, else 1. "explanation": at most {words} words.
 Answer: {{"complexity": 1-5, "monosemanticity": 1-2, "explanation": "..."}}"""
 _DETECT = """A feature of a language model is described so: {explanation}
 
@@ -78,23 +79,13 @@ class Marked(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """`rating`: None if the answer was malformed; `detection`, `fuzzing`: nan likewise, or without a rating;
-    `malformed`: how many answers were."""
+    """`rating`: None if the answer was malformed; `detection`, `fuzzing`: nan likewise, without a rating, and
+    where there are no texts to test on; `malformed`: how many answers were."""
 
     rating: Rating | None
     detection: float
     fuzzing: float
     malformed: int
-
-
-def rating_question(top: Sequence[Marked]) -> Messages:
-    return _messages(_RATE.format(texts=_numbered([context.with_marks for context in top])))
-
-
-def judge(chat: CachedChat, contexts: Sequence["Shown"], seed: int) -> list[Judged]:
-    """Every feature's, in order. What it costs at most is said first; detection and fuzzing need the explanations."""
-    chat.tell_cost([rating_question(shown.top) for shown in contexts])
-    return [_judged(chat, shown, [seed, n]) for n, shown in enumerate(progress(list(contexts), "features judged"))]
 
 
 class Shown(NamedTuple):
@@ -107,35 +98,79 @@ class Shown(NamedTuple):
     misplaced: list[Marked]
 
 
+def rating_question(shown: Shown) -> Messages:
+    return _messages(_RATE.format(words=_WORDS, texts=_numbered([context.with_marks for context in shown.top])))
+
+
+class _Test(NamedTuple):
+    """A question about shuffled texts, and which of them are right [n]."""
+
+    messages: Messages
+    truth: np.ndarray
+
+
+def _detection(shown: Shown, explanation: str, seed: Sequence[int]) -> _Test | None:
+    right, wrong = ([context.plain for context in contexts] for contexts in (shown.active, shown.silent))
+    return _test(_DETECT, explanation, right, wrong, seed)
+
+
+def _fuzzing(shown: Shown, explanation: str, seed: Sequence[int]) -> _Test | None:
+    """Half of the texts with the right tokens marked, the others with wrong ones."""
+    half = len(shown.active) // 2
+    parts = shown.active[:half], shown.misplaced[half:]
+    right, wrong = ([context.with_marks for context in contexts] for contexts in parts)
+    return _test(_FUZZ, explanation, right, wrong, seed)
+
+
+_TESTS = (_detection, _fuzzing)
+
+
+def _test(question: str, explanation: str, right: list[str], wrong: list[str], seed: Sequence[int]) -> _Test | None:
+    """None where there is no text of one of the two kinds."""
+    if not right or not wrong:
+        return None
+    order = np.random.default_rng(seed).permutation(len(right) + len(wrong))
+    texts = [*right, *wrong]
+    asked = _messages(question.format(explanation=explanation, texts=_numbered([texts[k] for k in order])))
+    return _Test(asked, order < len(right))
+
+
+def judge(chat: CachedChat, features: Sequence[Shown], seed: int) -> list[Judged]:
+    """Every feature's, in order. What is asked that is not known yet, and what it costs at most, is said first."""
+    chat.tell_cost([messages for n, shown in enumerate(features) for messages in _questions(chat, shown, [seed, n])])
+    return [_judged(chat, shown, [seed, n]) for n, shown in enumerate(progress(list(features), "features judged"))]
+
+
+def _questions(chat: CachedChat, shown: Shown, seed: Sequence[int]) -> list[Messages]:
+    """All that is asked of a feature. An explanation that is not known yet is as many words as it may have."""
+    first = rating_question(shown)
+    known = chat.known(first)
+    rating = parse(Rating, known) if known is not None else None
+    if known is not None and rating is None:
+        return [first]
+    explanation = rating.explanation if rating else "words " * _WORDS
+    tests = (make(shown, explanation, seed) for make in _TESTS)
+    return [first, *(test.messages for test in tests if test is not None)]
+
+
 def _judged(chat: CachedChat, shown: Shown, seed: Sequence[int]) -> Judged:
-    rating = parse(Rating, chat.ask(rating_question(shown.top)))
+    rating = parse(Rating, chat.ask(rating_question(shown)))
     if rating is None:
         return Judged(None, float("nan"), float("nan"), 1)
-    detection = _tested(
-        chat, _DETECT, rating.explanation, [c.plain for c in shown.active], [c.plain for c in shown.silent], seed
-    )
-    half = len(shown.active) // 2
-    right, wrong = shown.active[:half], shown.misplaced[half:]
-    fuzzing = _tested(
-        chat, _FUZZ, rating.explanation, [c.with_marks for c in right], [c.with_marks for c in wrong], seed
-    )
-    return Judged(rating, detection, fuzzing, int(np.isnan(detection)) + int(np.isnan(fuzzing)))
+    tests = [make(shown, rating.explanation, seed) for make in _TESTS]
+    scores = [float("nan") if test is None else _score(test, chat.ask(test.messages)) for test in tests]
+    malformed = sum(test is not None and np.isnan(score) for test, score in zip(tests, scores, strict=True))
+    return Judged(rating, scores[0], scores[1], int(malformed))
 
 
-def _tested(
-    chat: CachedChat, question: str, explanation: str, right: list[str], wrong: list[str], seed: Sequence[int]
-) -> float:
-    """Balanced accuracy of one answer over shuffled texts; nan if it is malformed or names a text that there is not."""
-    order = np.random.default_rng(seed).permutation(len(right) + len(wrong))
-    texts, truth = [*right, *wrong], np.arange(len(right) + len(wrong)) < len(right)
-    shuffled = [texts[k] for k in order]
-    answer = parse(Chosen, chat.ask(_messages(question.format(explanation=explanation, texts=_numbered(shuffled)))))
-    if answer is None or not all(1 <= number <= len(texts) for number in answer.active):
+def _score(test: _Test, answer: str) -> float:
+    """Balanced accuracy; nan if the answer is malformed or names a text that there is not."""
+    chosen = parse(Chosen, answer)
+    if chosen is None or not all(1 <= number <= len(test.truth) for number in chosen.active):
         return float("nan")
-    said = np.zeros(len(texts), dtype=bool)
-    said[[number - 1 for number in answer.active]] = True
-    truth = truth[order]
-    return float((said[truth].mean() + (~said[~truth]).mean()) / 2)
+    said = np.zeros(len(test.truth), dtype=bool)
+    said[[number - 1 for number in chosen.active]] = True
+    return float((said[test.truth].mean() + (~said[~test.truth]).mean()) / 2)
 
 
 def parse(kind: type[A], answer: str) -> A | None:

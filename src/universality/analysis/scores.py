@@ -3,8 +3,8 @@
     complexity = 0.4 log2(context needed) / log2(longest) + 0.3 (1 - R2_1) + 0.2 (1 - R2_3) + 0.1 entropy / log2(V)
 
 with the terms cut to [0, 1]: 0 for a feature that one token decides, 1 for one that needs the whole context and that no
-n-gram predicts. Where the context needed was not measured the other terms have its weight in proportion, and the column
-`complexity_terms` tells that it was not.
+n-gram predicts. Where the context needed was not measured the other terms share its weight in proportion, and
+`with_context` is false.
 
     monosemanticity = P( sim(top_i, top_j) > sim(top_i, random_k) )
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from universality.circuits.attribution import WRITERS, Attribution, components, node_attribution
-from universality.circuits.circuit import ENDS, Circuit
+from universality.circuits.circuit import Circuit
+from universality.circuits.columns import ENDS
 from universality.circuits.edges import EdgeAttribution, edge_attribution
 from universality.circuits.faithfulness import (
     Curve,

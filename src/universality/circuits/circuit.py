@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from universality.circuits.columns import COMMON, ENDS, METRICS
 from universality.circuits.effects import whole_runs
 from universality.circuits.faithfulness import draws
-from universality.circuits.metrics import METRICS
 from universality.circuits.settings import Measuring
 from universality.circuits.statistics import interval, p_value, shares_drawn, significant
 from universality.circuits.tasks.base import Task
@@ -16,9 +16,6 @@ from universality.runtime import log
 from universality.storage import write_table
 
 FIRST = METRICS.index("logit_diff")
-ENDS = ("", "_low", "_high")
-METRIC_COLUMNS = tuple(f"{metric}{end}" for metric in METRICS for end in ENDS)
-EFFECT_COLUMNS = (*METRIC_COLUMNS, "share", "p_value", "matters")
 _INTEGERS = ("layer", "head", "offset", "size", "prompts", "tap", "channel", "reads", "reader_layer", "reader_head")
 _FLAGS = ("passes", "matters", "above_null", "strongest")
 _NAMES = (
@@ -56,7 +53,7 @@ class Circuit:
         return {
             f"{metric}{end}": float(x[k])
             for k, metric in enumerate(METRICS)
-            for end, x in (("", mean), ("_low", low), ("_high", high))
+            for end, x in zip(ENDS, (mean, low, high), strict=True)
         }
 
     def effect(self, corruption: str, values: np.ndarray) -> dict:
@@ -78,10 +75,8 @@ class Circuit:
     def write(self, rows: list[dict], out: Path, columns: tuple[str, ...]) -> None:
         """Every row also says of which model and task it is, whether the model does it, and how many prompts."""
         log.info("%s, %s: %d rows of %s, top-1 %.3f", self.name, self.task.name, len(rows), out.stem, self.accuracy)
-        common = {
-            "model": self.name, "task": self.task.name, "passes": self.passes, "accuracy": self.accuracy,
-            "prompts": len(self.task.clean),
-        }  # fmt: skip
+        told = (self.name, self.task.name, self.passes, self.accuracy, len(self.task.clean))
+        common = dict(zip(COMMON, told, strict=True))
         table = {}
         for name in (*common, *columns):
             values = [row.get(name, common.get(name)) for row in rows]

@@ -47,7 +47,7 @@ def whole_runs(model: LanguageModel, task: Task, settings: Measuring) -> dict[st
         for batch in task.batches(settings.batch_size):
             for name, prompts in {"clean": batch.clean, **batch.corrupted}.items():
                 found[name].append(measure(model.run(prompts).logits[:, -1], batch))
-    return {name: _joined(parts) for name, parts in found.items()}
+    return {name: joined(parts) for name, parts in found.items()}
 
 
 def to_logits(model: LanguageModel, task: Task, corruption: str, settings: Measuring) -> Effects:
@@ -128,8 +128,8 @@ def _over_batches(model: LanguageModel, task: Task, corruption: str, settings: M
             for effect in paths(model, batch, corruption):
                 row = Row(effect.sender, effect.receiver, effect.input, effect.path, effect.position)
                 found[row].append(effect.values)
-    return {row: _joined(parts) for row, parts in found.items()}
+    return {row: joined(parts) for row, parts in found.items()}
 
 
-def _joined(parts: list[torch.Tensor]) -> np.ndarray:
+def joined(parts: list[torch.Tensor]) -> np.ndarray:
     return torch.cat(parts).double().cpu().numpy()

@@ -27,8 +27,9 @@ import torch
 from scipy.stats import rankdata
 
 from universality.circuits.attribution import WRITERS, check, components
+from universality.circuits.columns import METRICS
 from universality.circuits.edges import EdgePatching, Graph
-from universality.circuits.metrics import METRICS, measure
+from universality.circuits.metrics import measure
 from universality.circuits.path_patching import Component, replace
 from universality.circuits.tasks.base import Task
 from universality.errors import StudyError

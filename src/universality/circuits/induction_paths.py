@@ -18,9 +18,10 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from universality.circuits.columns import METRICS
 from universality.circuits.edges import LOGITS
 from universality.circuits.head_paths import HeadPaths
-from universality.circuits.metrics import METRICS, measure
+from universality.circuits.metrics import measure
 from universality.circuits.path_patching import Component, Place, receiver_inputs, replace, senders
 from universality.circuits.ssm_fast import ssm_patching
 from universality.circuits.tasks.base import Task

@@ -13,8 +13,6 @@ import torch
 
 from universality.circuits.tasks.base import Task
 
-METRICS = ("logit_diff", "log_prob", "prob", "logit", "top1")
-
 
 def measure(logits: torch.Tensor, task: Task) -> torch.Tensor:
     """METRICS [S, 5] of the logits [S, V] at the last position."""

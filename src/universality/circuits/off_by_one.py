@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from universality.circuits.attention_writes import AttentionWrites
+from universality.circuits.columns import METRICS
 from universality.circuits.faithfulness import Estimate, interval
-from universality.circuits.metrics import METRICS
 from universality.circuits.path_patching import Component
 from universality.circuits.ssm_fast import ssm_patching
 from universality.circuits.tasks.base import Task

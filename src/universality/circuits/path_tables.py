@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from universality.circuits.circuit import EFFECT_COLUMNS, FIRST, Circuit
+from universality.circuits.circuit import FIRST, Circuit
+from universality.circuits.columns import PATHS
 from universality.circuits.effects import Effects, Row, at_places, through, to_logits, to_logits_by_chance
 from universality.circuits.path_patching import Component
 from universality.circuits.statistics import interval
-
-_NULL = ("null", "null_low", "null_high", "above_null")
-_IDENTITY = ("corruption", "sender", "layer", "head", "receiver", "input", "path", "position")
 
 
 def write_paths(circuit: Circuit, out: Path) -> None:
@@ -31,7 +29,7 @@ def write_paths(circuit: Circuit, out: Path) -> None:
         rows += _path_rows(
             circuit, circuit.corruption, at_places(circuit.model, task, circuit.corruption, settings), {}
         )
-    circuit.write(rows, out, (*_IDENTITY, *EFFECT_COLUMNS, *_NULL))
+    circuit.write(rows, out, PATHS)
 
 
 def _path_rows(circuit: Circuit, corruption: str, effects: Effects, chance: Effects) -> list[dict]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from universality.circuits.circuit import ENDS
+from universality.circuits.columns import ENDS
 from universality.circuits.settings import Published
 from universality.errors import StudyError
 from universality.runtime import log
@@ -20,8 +20,7 @@ def write_published(published: Sequence[Published], circuits: Sequence[Path], ou
     model's `accuracy` here, and whether it `passes`. `measured` is missing where the tables have no such row, since the
     model fails the task or its strongest receiver is another. Prints the table.
 
-    Raises StudyError if no folder is of an entry's task and model, for columns that a table does not have, and where an
-    entry means several rows.
+    Raises StudyError if no folder is of an entry's task and model, and where an entry means several rows.
     """
     folders = {(folder.parent.name, folder.name): folder for folder in circuits}
     rows = [row for number, one in enumerate(published) for row in _rows(one, folders, f"circuits.published[{number}]")]
@@ -33,9 +32,6 @@ def _rows(one: Published, folders: dict[tuple[str, str], Path], where: str) -> l
     if (one.task, one.model) not in folders:
         raise StudyError(f"{where}: no circuit of {one.model} on {one.task} is given")
     table = read_table(folders[one.task, one.model] / f"{one.table}.parquet").to_pandas()
-    for column in (*one.where, *one.values):
-        if column not in table:
-            raise StudyError(f"{where}: {one.table}.parquet has no column {column!r}; allowed: {', '.join(table)}")
     chosen = table
     for column, wanted in one.where.items():
         chosen = chosen[chosen[column].isna() if wanted is None else chosen[column] == wanted]

@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from universality.circuits.circuit import EFFECT_COLUMNS, ENDS, FIRST, METRIC_COLUMNS, Circuit
+from universality.circuits.circuit import FIRST, Circuit
+from universality.circuits.columns import CHANNELS, ENDS, MIXING, OFF_BY_ONE, TAPS
+from universality.circuits.effects import joined
 from universality.circuits.induction_graph import Criteria, Similarity, graph_of_dict, induction_graph, similarity
 from universality.circuits.mixing import MixingCuts
 from universality.circuits.off_by_one import Profile, kept_offsets, layer_shares, strongest, whole_profile
@@ -33,12 +35,10 @@ def write_routes(circuit: Circuit, folder: Path) -> None:
         profiles, cuts = _profile_rows(circuit, profile), _cut_rows(circuit)
         if circuit.model.family.recurrence is not None:
             taps, channels = _tap_rows(circuit), _channel_rows(circuit, profile.of_kind("mamba"))
-    shares = [f"{name}{end}" for name in ("share", "mean_offset") for end in ENDS]
-    identity = ("corruption", "sender", "layer", "offset")
-    circuit.write(profiles, folder / "off_by_one.parquet", (*identity, "strongest", *METRIC_COLUMNS, *shares))
-    circuit.write(taps, folder / "taps.parquet", (*identity, "tap", "reads", "through", *EFFECT_COLUMNS))
-    circuit.write(channels, folder / "channels.parquet", (*identity, "channel", *EFFECT_COLUMNS))
-    circuit.write(cuts, folder / "mixing.parquet", ("layer", "ways", *METRIC_COLUMNS))
+    circuit.write(profiles, folder / "off_by_one.parquet", OFF_BY_ONE)
+    circuit.write(taps, folder / "taps.parquet", TAPS)
+    circuit.write(channels, folder / "channels.parquet", CHANNELS)
+    circuit.write(cuts, folder / "mixing.parquet", MIXING)
 
 
 def _profile_rows(circuit: Circuit, profile: Profile) -> list[dict]:
@@ -69,7 +69,7 @@ def _tap_rows(circuit: Circuit) -> list[dict]:
             for (sender, offset, tap), parts in found.items():
                 place = {"sender": sender.name, "layer": sender.layer, "offset": offset, "tap": tap}
                 reads = {"reads": offset - (n_taps - 1) + tap, "through": through}
-                members.append(place | reads | circuit.effect(corruption, _joined(parts)))
+                members.append(place | reads | circuit.effect(corruption, joined(parts)))
             circuit.mark(members)
             rows += members
     return rows
@@ -101,15 +101,11 @@ def _channel_rows(circuit: Circuit, profile: Profile) -> list[dict]:
                 found[effect.channel].append(effect.values)
     rows = [
         {"sender": profile.senders[sender].name, "layer": layer, "offset": at, "channel": channel}
-        | circuit.effect(circuit.corruption, _joined(parts))
+        | circuit.effect(circuit.corruption, joined(parts))
         for channel, parts in found.items()
     ]
     circuit.mark(rows)
     return rows
-
-
-def _joined(parts: list[torch.Tensor]) -> np.ndarray:
-    return torch.cat(parts).double().cpu().numpy()
 
 
 def _cut_rows(circuit: Circuit) -> list[dict]:

@@ -1,14 +1,19 @@
 """Settings of the circuits stage."""
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from universality.circuits.tasks.settings import AnyTask
+from universality.circuits.columns import COMMON, OFF_BY_ONE, PATHS, TAPS
+from universality.circuits.tasks.settings import REPETITIONS, AnyTask
 from universality.settings import Fraction, Name, Positive, Seed, Settings
 
 SIMILARITY = "similarity"
 """The folder below results/circuits where tasks' names would stand."""
+
+
+_TABLES = {"paths": PATHS, "off_by_one": OFF_BY_ONE, "taps": TAPS}
 
 
 class Measuring(Settings):
@@ -42,6 +47,14 @@ class Attributing(Settings):
     edge_prompts: Positive
     """Prompts for edges: the task's first."""
 
+    @model_validator(mode="after")
+    def _sizes_ascend(self):
+        for name in ("sizes", "edge_sizes"):
+            sizes = getattr(self, name)
+            if any(a >= b for a, b in pairwise(sizes)):
+                raise ValueError(f"{name}: {sizes} do not ascend")
+        return self
+
 
 class Published(Settings):
     """Values that someone published of one row of a circuit's table, to stand beside those measured."""
@@ -55,6 +68,14 @@ class Published(Settings):
     """Column -> value of the row that is meant; null: missing there."""
     values: Annotated[dict[str, float], Field(min_length=1)]
     """Column -> published value."""
+
+    @model_validator(mode="after")
+    def _table_has_the_columns(self):
+        allowed = (*COMMON, *_TABLES[self.table])
+        for column in (*self.where, *self.values):
+            if column not in allowed:
+                raise ValueError(f"{self.table}.parquet has no column {column!r}; allowed: {', '.join(allowed)}")
+        return self
 
 
 class CircuitsSettings(Settings):
@@ -71,4 +92,6 @@ class CircuitsSettings(Settings):
         for number, one in enumerate(self.published):
             if one.task not in self.tasks:
                 raise ValueError(f"published[{number}].task: {one.task!r} is not in tasks: {', '.join(self.tasks)}")
+            if one.table != "paths" and self.tasks[one.task].kind not in REPETITIONS:
+                raise ValueError(f"published[{number}].table: {one.table} is of induction tasks, {one.task} is none")
         return self

@@ -29,7 +29,8 @@ from universality.ablation.groups import (
 )
 from universality.ablation.settings import FeatureAblationSettings
 from universality.activations.sample import Sample
-from universality.circuits.metrics import METRICS, measure
+from universality.circuits.columns import METRICS
+from universality.circuits.metrics import measure
 from universality.circuits.planted import planted_transformer
 from universality.circuits.tasks.induction import make_task
 from universality.errors import StudyError

@@ -8,8 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from universality.analysis.chat import CachedChat, Endpoint, HttpChat
+from tests.conftest import tiny_model
+from universality.analysis.chat import CachedChat, Endpoint, HttpChat, LocalChat
 from universality.analysis.judge import Chosen, Marked, Rating, Shown, judge, parse, rating_question
+from universality.corpus.tokenizer import load_tokenizer
 from universality.errors import StudyError
 
 GOOD = json.dumps({"complexity": 2, "monosemanticity": 2, "explanation": "the word cat"})
@@ -68,7 +70,7 @@ class Server:
         return json.dumps({"active": [int(n) for n, line in lines if ("<<cat>>" if "<<" in line else "cat") in line]})
 
 
-def completion(text: str) -> bytes:
+def completion(text: str | None) -> bytes:
     return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
 
 
@@ -103,7 +105,7 @@ def test_a_judge_that_reads_scores_all_and_a_rerun_asks_nothing(server, tmp_path
 
 def test_the_cost_of_what_is_new_is_told_before_anything_is_asked(server, tmp_path):
     chat = chat_of(server, tmp_path)
-    questions = [rating_question(shown(word).top) for word in ("cat", "cats")]
+    questions = [rating_question(shown(word)) for word in ("cat", "cats")]
     requests, tokens = chat.tell_cost(questions)
     assert requests == 2
     assert 100 < tokens < 2000
@@ -114,31 +116,38 @@ def test_the_cost_of_what_is_new_is_told_before_anything_is_asked(server, tmp_pa
 
 @pytest.mark.parametrize(
     "script",
-    [[(429, "busy")], [(503, "down"), (500, "down")], [1.5], [(200, b"{broken")], [(200, b"{}"), (429, "busy")]],
-    ids=["429", "5xx", "time-out", "broken JSON", "no choices"],
+    [
+        [(429, "busy")],
+        [(503, "down"), (500, "down")],
+        [1.5],
+        [(200, b"{broken")],
+        [(200, b"{}"), (429, "busy")],
+        [(200, completion(None))],
+    ],
+    ids=["429", "5xx", "time-out", "broken JSON", "no choices", "no content"],
 )
 def test_what_passes_is_tried_again(server, tmp_path, script):
     server.script = list(script)
     chat = chat_of(server, tmp_path)
-    assert chat.ask(rating_question(shown().top)) == GOOD
+    assert chat.ask(rating_question(shown())) == GOOD
     assert chat.chat.retries == len(script)
 
 
 def test_what_does_not_pass_is_one_line_that_names_the_endpoint(server, tmp_path):
     server.script = [(429, "busy")] * 9
     with pytest.raises(StudyError, match=rf"{server.url}: HTTP 429; tried as often as allowed"):
-        chat_of(server, tmp_path, attempts=3).ask(rating_question(shown().top))
+        chat_of(server, tmp_path, attempts=3).ask(rating_question(shown()))
     assert len(server.asked) == 3
     server.script = [(401, b"who are you?")]
     with pytest.raises(StudyError, match="HTTP 401: who are you?"):
-        chat_of(server, tmp_path).ask(rating_question(shown().top))
+        chat_of(server, tmp_path).ask(rating_question(shown()))
     assert not list((tmp_path / "answers").glob("*")), "no failure is kept as an answer"
 
 
 def test_requests_keep_to_the_rate(server, tmp_path):
     chat = chat_of(server, tmp_path, per_minute=600)
     for word in ("a", "b", "c"):
-        chat.ask(rating_question(shown(word).top))
+        chat.ask(rating_question(shown(word)))
     assert np.diff(server.times).min() > 0.09
 
 
@@ -162,6 +171,39 @@ def test_tests_that_name_texts_that_are_not_there_are_malformed(server, tmp_path
     assert np.isnan(found.detection)
     assert found.fuzzing == 0.5
     assert found.malformed == 1
+
+
+def test_the_cost_counts_what_is_asked_of_explanations_too(server, tmp_path, monkeypatch):
+    chat, told = chat_of(server, tmp_path), []
+    monkeypatch.setattr(chat, "tell_cost", lambda asked: told.append(CachedChat.tell_cost(chat, asked)))
+    judge(chat, [shown(), shown("cats")], seed=0)
+    judge(chat, [shown(), shown("cats")], seed=0)
+    assert [requests for requests, _ in told] == [len(server.asked), 0] == [6, 0]
+
+
+def test_what_cannot_be_tested_is_not_malformed(server, tmp_path):
+    [found] = judge(chat_of(server, tmp_path), [shown()._replace(silent=[], misplaced=[])], seed=0)
+    assert found.rating is not None
+    assert np.isnan(found.detection)
+    assert np.isnan(found.fuzzing)
+    assert found.malformed == 0
+    assert len(server.asked) == 1
+
+
+def test_a_local_model_answers_alike_each_time(corpus, tmp_path):
+    tiny_model("gpt2", vocab_size=300, context=400).hf.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(corpus / "tokenizer")
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(StudyError, match="has no chat template"):
+        LocalChat(str(tmp_path))
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    messages = [{"role": "user", "content": "a model learns"}]
+    answers = {LocalChat(str(tmp_path), max_new_tokens=5).ask(messages) for _ in range(2)}
+    assert len(answers) == 1
+    [answer] = answers
+    assert answer
+    assert "a model learns" not in answer
 
 
 def test_answers_are_read_with_or_without_a_fence():

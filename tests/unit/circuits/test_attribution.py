@@ -5,6 +5,7 @@ from scipy.stats import spearmanr
 
 from tests.conftest import LENGTH, tiny_model
 from universality.circuits.attribution import WRITERS, Attribution, components, node_attribution
+from universality.circuits.columns import METRICS
 from universality.circuits.edges import LOGITS, EdgePatching, edge_attribution, graph_of
 from universality.circuits.faithfulness import (
     Curve,
@@ -17,7 +18,7 @@ from universality.circuits.faithfulness import (
     node_curve,
     patched_effects,
 )
-from universality.circuits.metrics import METRICS, measure
+from universality.circuits.metrics import measure
 from universality.circuits.path_patching import Component, PatchingBatch
 from universality.circuits.tasks.induction import make_task
 from universality.errors import StudyError

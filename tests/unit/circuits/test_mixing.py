@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.conftest import LENGTH, tiny_model
-from universality.circuits.metrics import METRICS, measure
+from universality.circuits.columns import METRICS
+from universality.circuits.metrics import measure
 from universality.circuits.mixing import MixingCuts, choices
 from universality.circuits.planted import planted_mamba, planted_mamba2, planted_transformer
 from universality.circuits.tasks.induction import make_task

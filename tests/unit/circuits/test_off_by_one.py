@@ -6,8 +6,9 @@ import torch
 
 from tests.conftest import LENGTH, tiny_model
 from universality.circuits.attention_writes import AttentionWrites
+from universality.circuits.columns import METRICS
 from universality.circuits.faithfulness import draws
-from universality.circuits.metrics import METRICS, measure
+from universality.circuits.metrics import measure
 from universality.circuits.off_by_one import (
     OFFSETS,
     Profile,

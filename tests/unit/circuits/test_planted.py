@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from universality.circuits.metrics import METRICS, measure
+from universality.circuits.columns import METRICS
+from universality.circuits.metrics import measure
 from universality.circuits.path_patching import Component, PatchingBatch
 from universality.circuits.planted import planted_mamba, planted_mamba2, planted_transformer
 from universality.circuits.planted.state_space import CODE

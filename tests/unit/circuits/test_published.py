@@ -61,8 +61,6 @@ def test_what_is_not_measured_here_is_missing(circuit, tmp_path, capsys):
     ("changes", "message"),
     [
         ({"where": {"sender": "L1 y"}}, r"published\[0\].where: means 3 rows of paths.parquet; it must mean one"),
-        ({"where": MEAN | {"site": "y"}}, "has no column 'site'; allowed: sender, path"),
-        ({"values": {"logits": 1.0}}, "has no column 'logits'"),
         ({"model": "neox"}, "no circuit of neox on induction is given"),
     ],
 )

@@ -5,9 +5,9 @@ import pytest
 from tests.conftest import LENGTH, tiny_model
 from universality.circuits.attribution_tables import write_attribution
 from universality.circuits.circuit import Circuit
+from universality.circuits.columns import METRICS
 from universality.circuits.effects import places_of
 from universality.circuits.faithfulness import draws
-from universality.circuits.metrics import METRICS
 from universality.circuits.path_tables import write_paths
 from universality.circuits.planted import planted_mamba, planted_transformer
 from universality.circuits.route_tables import write_graph, write_routes, write_similarity
