@@ -12,11 +12,12 @@ include: "rules/features.smk"
 include: "rules/alignment.smk"
 include: "rules/circuits.smk"
 include: "rules/ablation.smk"
+include: "rules/analysis.smk"
 include: "rules/report.smk"
 
 
 onstart:
-    print_needs()
+    check_and_print_needs()
 
 
 localrules:
@@ -31,3 +32,4 @@ rule all:
         rules.all_alignment.input,
         rules.all_circuits.input,
         rules.all_ablation.input,
+        rules.all_analysis.input,

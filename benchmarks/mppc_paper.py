@@ -1,6 +1,7 @@
 """A whole comparison at the paper's sizes, on synthetic codes: 12 layers against 24, d_sae 24,576, 1M tokens, L0 64.
 
     python benchmarks/mppc_paper.py --folder /tmp/codes [--layers-a 12] [--layers-b 24] [--tokens 1000000]
+    python benchmarks/mppc_paper.py --folder /tmp/codes --matched 3579     # of an earlier run: statistics alone
 
 Codes are made first, if the folder has none, and not timed. Then, as the workflow's jobs do it one after the other: the
 matching of blocks of layers with the null of one feature in eight, and all statistics with 1,000 resamples. Matched
@@ -73,11 +74,14 @@ def matched(
 ) -> list[Path]:
     """The jobs of blocks, one after the other; every layer of b is a block of its own here, as it is in memory."""
     out.mkdir(exist_ok=True)
-    parts = []
-    for start in range(0, len(a.numbers), block_layers):
-        parts.append(out / f"{start}.safetensors")
-        write_block(a._replace(numbers=a.numbers[start : start + block_layers]), b, order, matching, parts[-1])
+    parts = parts_in(a, block_layers, out)
+    for start, part in zip(range(0, len(a.numbers), block_layers), parts, strict=True):
+        write_block(a._replace(numbers=a.numbers[start : start + block_layers]), b, order, matching, part)
     return parts
+
+
+def parts_in(a: ModelSide, block_layers: int, folder: Path) -> list[Path]:
+    return [folder / f"{start}.safetensors" for start in range(0, len(a.numbers), block_layers)]
 
 
 def timed(what: str, run: Callable) -> tuple[float, object]:
@@ -97,6 +101,7 @@ def main() -> None:
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--matched", type=float, help="Seconds that the matching took, whose parts are in the folder.")
     parser.add_argument("--only-make", action="store_true", help="Make the codes and stop.")
     settings = parser.parse_args()
     use_threads(settings.threads)
@@ -109,9 +114,13 @@ def main() -> None:
     order = order_by_document(documents, MATCHING.token_shares, MATCHING.max_groups, MATCHING.order_seed)
     without = MATCHING.model_copy(update={"null_share": 1e-9})  # one feature a layer: there is no comparison without
 
-    matching, parts = timed(
-        "matching, null of 1 in 8", lambda: matched(a, b, order, MATCHING, settings.block_layers, settings.folder / "p")
-    )
+    if settings.matched:
+        matching, parts = settings.matched, parts_in(a, settings.block_layers, settings.folder / "p")
+    else:
+        matching, parts = timed(
+            "matching, null of 1 in 8",
+            lambda: matched(a, b, order, MATCHING, settings.block_layers, settings.folder / "p"),
+        )
     comparison, out = Comparison(setting="any", **SIDES), settings.folder / "compared"
     compared, _ = timed(
         "tables and intervals", lambda: write_comparison(comparison, a, b, parts, order, MATCHING, STATISTICS, out)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from universality.activations.sites import residual_site
+from universality.analysis.endpoint import Endpoint
 from universality.config import check_study, load_study
 from universality.corpus.sources import local_paths
 from universality.errors import StudyError
@@ -28,8 +29,14 @@ except StudyError as error:
 plan = Plan(study)
 
 
-def print_needs():
-    """At the start of a real run: about how much disk and time the study takes."""
+def check_and_print_needs():
+    """At the start of a real run: is there an endpoint if one is to be asked, and about how much disk and time the study
+    takes."""
+    try:
+        if study.analysis.judge is not None and study.analysis.judge.kind == "endpoint":
+            Endpoint.of_environment()
+    except StudyError as error:
+        sys.exit(f"error: {error}")
     print(total_line(needs(study), product_rate()), file=sys.stderr)
 
 
@@ -346,7 +353,7 @@ def task_settings(wildcards):
 
 
 def ablated(wildcards):
-    """The side of a comparison whose features are ablated."""
+    """The side of a comparison that a job is of."""
     return getattr(study.alignment.comparisons[wildcards.comparison], wildcards.side)
 
 
@@ -373,4 +380,72 @@ def ablation_settings(wildcards):
         },
         measuring=study.circuits.measuring,
         run={key: getattr(cache, key) for key in ("sample_seed", "products", "device")},
+    )
+
+
+def tokens_of_model(wildcards):
+    return plan.tokens_of(wildcards.model)
+
+
+def held_out(corpus):
+    """The sequences of a held-out corpus that activations were cached of."""
+    cache = study.activations.cache
+    return {
+        "corpus": corpus,
+        "sequences": study.activations.evaluation_sequences,
+        "run": {
+            key: getattr(cache, key) for key in ("sample_seed", "products", "device")
+        },
+    }
+
+
+def analysis_features_settings(wildcards):
+    """Which contexts are kept of one SAE's features, and how much is measured by truncating them."""
+    return as_json(
+        layer=int(wildcards.layer),
+        held=held_out(wildcards.corpus),
+        contexts=study.analysis.contexts,
+        truncation=study.analysis.truncation,
+    )
+
+
+def side_analyses(kind, side):
+    """Input function: folders of the analysis stage, "features" or "judged", of a side's layers; none of a judge where
+    there is none."""
+
+    def folders(wildcards):
+        if kind == "judged" and study.analysis.judge is None:
+            return []
+        comparison = study.alignment.comparisons[wildcards.comparison]
+        return [
+            f"results/analysis/{kind}/{comparison.corpus}/{f.path}"
+            for f in plan.side(getattr(comparison, side))
+        ]
+
+    return folders
+
+
+def analysis_flags(wildcards, input):
+    """Those of both sides behind their flags."""
+    return [
+        f"--{kind}-{side} {path}"
+        for kind in ("measures", "judged")
+        for side in ("a", "b")
+        for path in getattr(input, f"{kind}_{side}")
+    ]
+
+
+def similarity_settings(wildcards):
+    """One comparison with all layers of its sides, and how correlations are told."""
+    matched = json.loads(match_settings(wildcards))
+    return as_json(**matched, against=study.analysis.against)
+
+
+def idiosyncratic_settings(wildcards):
+    """Which features of one side are listed, and what they are ablated in."""
+    return as_json(
+        side=wildcards.side,
+        layers=plan.layers(ablated(wildcards).model),
+        held=held_out(study.alignment.comparisons[wildcards.comparison].corpus),
+        idiosyncratic=study.analysis.idiosyncratic,
     )

@@ -23,6 +23,8 @@ rule report:
         similarity=plan.circuit_similarities(),
         published=plan.published_circuits(),
         ablation=plan.ablations(),
+        kinds=plan.similarities(),
+        idiosyncratic=plan.idiosyncratic(),
     output:
         page=directory("results/report"),
         metrics="results/metrics.json",
@@ -45,6 +47,8 @@ rule report:
                 "similarity",
                 "published",
                 "ablation",
+                "kinds",
+                "idiosyncratic",
             )
             for path in getattr(input, kind)
         ],

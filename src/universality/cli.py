@@ -14,7 +14,10 @@ from universality.alignment import show_commands
 from universality.errors import StudyError
 from universality.saes import evaluation_commands, exchange
 
-STAGES = ("corpus", "models", "activations", "saes", "features", "alignment", "circuits", "ablation", "report", "study")
+STAGES = (
+    "corpus", "models", "activations", "saes", "features", "alignment", "circuits", "ablation", "analysis", "report",
+    "study",
+)  # fmt: skip
 
 app = typer.Typer(
     help="Which features and circuits do language models of different architectures share?",

@@ -8,6 +8,7 @@ from pydantic import model_validator
 from universality.ablation.settings import LOSS, AblationSettings
 from universality.activations.settings import ActivationsSettings
 from universality.alignment.settings import AlignmentSettings, Basis, Comparison
+from universality.analysis.settings import AnalysisSettings
 from universality.circuits.settings import CircuitsSettings
 from universality.corpus.settings import TRAIN, CorpusSettings
 from universality.errors import StudyError
@@ -29,6 +30,7 @@ class Study(Settings):
     alignment: AlignmentSettings
     circuits: CircuitsSettings
     ablation: AblationSettings
+    analysis: AnalysisSettings
     report: ReportSettings
 
     @model_validator(mode="after")
@@ -141,10 +143,11 @@ def _check_circuits(study: Study) -> None:
     comparisons = study.alignment.comparisons
     if study.ablation.comparisons and LOSS in study.circuits.tasks:
         raise ValueError(f"circuits.tasks.{LOSS}: ablation's tables tell the loss by that name; choose another")
-    for name in study.ablation.comparisons:
-        if name not in comparisons or not comparisons[name].of_saes:
-            known = ", ".join(n for n, c in comparisons.items() if c.of_saes)
-            raise ValueError(f"ablation.comparisons: {name!r} is no comparison of SAE features: {known}")
+    for stage, names in (("ablation", study.ablation.comparisons), ("analysis", study.analysis.comparisons)):
+        for name in names:
+            if name not in comparisons or not comparisons[name].of_saes:
+                known = ", ".join(n for n, c in comparisons.items() if c.of_saes)
+                raise ValueError(f"{stage}.comparisons: {name!r} is no comparison of SAE features: {known}")
     if study.ablation.sequences > study.activations.evaluation_sequences:
         raise ValueError(
             f"ablation.sequences: {study.ablation.sequences} is more than "

@@ -86,7 +86,9 @@ class Cached(NamedTuple):
 class Plan:
     """Paths are relative to the study's folder."""
 
-    lasting_folders = (f"results/corpus/{OTHER_TOKENIZERS}", f"results/corpus/{OTHER_TOKENS}", "results/ablation")
+    lasting_folders = (
+        f"results/corpus/{OTHER_TOKENIZERS}", f"results/corpus/{OTHER_TOKENS}", "results/ablation", "results/analysis",
+    )  # fmt: skip
     """Those that may be empty but must be there, since dvc.yaml, which serves every study, names them."""
 
     def __init__(self, study: Study):
@@ -191,6 +193,8 @@ class Plan:
             return ["circuits", "circuits_similarity", "circuits_published"]
         if stage == "alignment":
             return ["alignment_match", "alignment", "alignment_tables", "alignment_decoders", "alignment_spaces"]
+        if stage == "analysis":
+            return [f"analysis_{kind}" for kind in ("features", "judged", "similarity", "idiosyncratic")]
         if stage == "saes":
             return [*(jobs.rule for jobs in self.dictionary_jobs()), *_EVALUATION_RULES]
         return [stage]
@@ -296,6 +300,30 @@ class Plan:
         """A folder for each side of each comparison whose features are ablated."""
         return [f"results/ablation/{name}/{side}" for name in self.study.ablation.comparisons for side in ("a", "b")]
 
+    def analysed(self) -> list[CorpusFeatures]:
+        """The feature sets whose contexts and measures are told, each once."""
+        comparisons = [self.study.alignment.comparisons[name] for name in self.study.analysis.comparisons]
+        return sorted(
+            {CorpusFeatures(c.corpus, f) for c in comparisons for side in (c.a, c.b) for f in self.side(side)}
+        )
+
+    def analyses(self) -> list[str]:
+        """Folders of the analysis stage: of feature sets, and of comparisons."""
+        kinds = ("features", "judged") if self.study.analysis.judge else ("features",)
+        return [
+            *(f"results/analysis/{kind}/{codes.path}" for kind in kinds for codes in self.analysed()),
+            *self.similarities(),
+            *self.idiosyncratic(),
+        ]
+
+    def similarities(self) -> list[str]:
+        return [f"results/analysis/similarity/{name}" for name in self.study.analysis.comparisons]
+
+    def idiosyncratic(self) -> list[str]:
+        """A folder for each side of each comparison."""
+        names = self.study.analysis.comparisons
+        return [f"results/analysis/idiosyncratic/{name}/{side}" for name in names for side in ("a", "b")]
+
     def results(self) -> list[str]:
         """Every file and folder that the study's rules make."""
         comparisons = self.study.alignment.comparisons
@@ -317,6 +345,7 @@ class Plan:
             *self.circuit_similarities(),
             *self.published_circuits(),
             *self.ablations(),
+            *self.analyses(),
             "results/report",
             "results/metrics.json",
         ]

@@ -1,46 +1,47 @@
-"""One finished and recorded smoke study, which the workflow tests look at and start from."""
+"""Two finished studies to look at and start from. Tests of one are one group of tests, so that each is made once."""
 
 import shutil
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from tests.workflow.killing import kill_a_job_of_every_stage
-from tests.workflow.project import Project, commit, new_project
+from tests.workflow.project import ROOT, Project, commit, new_project
+from tests.workflow.short_study import write_short_study
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, worker_id) -> Path:
-    """A folder with the smoke study after `make run` and `make record`, pushed to a remote in a local folder: `a` to
-    look at, `untouched` to copy. A job of every stage is killed on the way: what these runs printed is in killed.log,
-    what the one that completed did in run.log. The first worker that asks makes it, others wait."""
-    shared = tmp_path_factory.getbasetemp()
-    base = (shared if worker_id == "master" else shared.parent) / "finished"
-    with FileLock(base.with_suffix(".lock")):
-        if not base.exists():
-            base.mkdir()
-            make(base)
-        elif not (base / "untouched").exists():
-            pytest.fail("the smoke study could not be made; another worker tells why")
-    return base
+def smoke(tmp_path_factory) -> Project:
+    """The smoke study after `make run`; run.log is what this printed. Not to be changed."""
+    project = new_project(
+        tmp_path_factory.mktemp("smoke") / "a",
+        lambda folder: shutil.copy(ROOT / "studies" / "smoke.yaml", folder / "params.yaml"),
+    )
+    printed = project.run("make", "run").stdout
+    (project.folder.parent / "run.log").write_text(printed)
+    return project
 
 
-def make(base: Path) -> None:
-    project = new_project(base / "a")
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A folder with the short study after `make run` and `make record`, pushed to a remote in a local folder: `a` to
+    look at, `untouched` to copy, in which no command is ever run. A job of every stage is killed on the way: what these
+    runs printed is in killed.log, what the one that completed did in run.log."""
+    base = tmp_path_factory.mktemp("finished")
+    project = new_project(base / "a", write_short_study)
     kill_a_job_of_every_stage(project, base / "killed.log")
     (base / "run.log").write_text(project.run("make", "run").stdout)
     project.run("make", "record")
     project.run("dvc", "remote", "add", "-d", "shared", str(base / "remote"))
     commit(project, "Record")
     project.run("dvc", "push")
-    shutil.copytree(project.folder, base / "untouched.partial", symlinks=True)
-    (base / "untouched.partial").rename(base / "untouched")
+    shutil.copytree(project.folder, base / "untouched", symlinks=True)
+    return base
 
 
 @pytest.fixture(scope="session")
 def study(finished) -> Project:
-    """The finished study. Not to be changed."""
+    """The finished short study. Not to be changed."""
     return Project(finished / "a")
 
 

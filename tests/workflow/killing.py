@@ -11,7 +11,9 @@ import psutil
 from tests.workflow.project import Project, environment
 
 # In an order in which hardly any job of a stage is run before its turn.
-STAGES = ("corpus", "models", "circuits", "activations", "saes", "features", "alignment", "ablation", "report")
+STAGES = (
+    "corpus", "models", "circuits", "activations", "saes", "features", "alignment", "ablation", "analysis", "report",
+)  # fmt: skip
 
 
 def stage_of(process: psutil.Process) -> str | None:

@@ -1,4 +1,4 @@
-"""A copy of the project in a folder of its own, running the smoke study through the very commands users type."""
+"""A copy of the project in a folder of its own, running a study through the very commands users type."""
 
 import hashlib
 import os
@@ -6,7 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).parents[2]
 # Left out of comparisons: what tools note for themselves.
@@ -24,7 +27,9 @@ def environment() -> dict[str, str]:
 
 def stage_of(rule: str) -> str:
     """The DVC stage of a rule; several stages have several rules."""
-    several = [stage for stage in ("activations", "saes", "alignment", "circuits") if rule.startswith(f"{stage}_")]
+    several = [
+        stage for stage in ("activations", "saes", "alignment", "circuits", "analysis") if rule.startswith(f"{stage}_")
+    ]
     return several[0] if several else rule
 
 
@@ -69,11 +74,16 @@ class Project:
 
         return set(json.loads(self.run("dvc", "status", "--json").stdout))
 
-    def edit(self, name: str, old: str, new: str) -> None:
-        path = self.folder / name
-        text = path.read_text()
-        assert old in text, f"{name} has no {old!r}"
-        path.write_text(text.replace(old, new))
+    def set(self, key: str, value: object) -> None:
+        """Put `value` at a dotted key of params.yaml."""
+        path = self.folder / "params.yaml"
+        study = yaml.safe_load(path.read_text())
+        *parents, last = key.split(".")
+        section = study
+        for name in parents:
+            section = section[name]
+        section[last] = value
+        path.write_text(yaml.safe_dump(study))
 
     def result_hashes(self) -> dict[str, str]:
         """Path below results -> sha256."""
@@ -92,8 +102,8 @@ def link_environment(folder: Path) -> None:
         os.utime(folder / name, (0, 0))
 
 
-def new_project(folder: Path, study: str = "studies/smoke.yaml") -> Project:
-    """The working tree as it stands, as a git repository with `study` as its params.yaml."""
+def new_project(folder: Path, write_study: Callable[[Path], None]) -> Project:
+    """The working tree as it stands, as a git repository with the params.yaml that `write_study` puts there."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -103,7 +113,7 @@ def new_project(folder: Path, study: str = "studies/smoke.yaml") -> Project:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     (folder / "dvc.lock").unlink(missing_ok=True)
-    shutil.copy(ROOT / study, folder / "params.yaml")
+    write_study(folder)
     link_environment(folder)
     project = Project(folder)
     project.run("git", "init", "-q")

@@ -1,6 +1,6 @@
 """A killed job, and a killed Snakemake, cost nothing but time: the next run completes with the same bytes.
 
-Jobs of every stage were killed while the finished study was made; the audit in test_smoke_study.py finds the same bytes
+Jobs of every stage were killed while the finished study was made; the audit in test_short_study.py finds the same bytes
 without interruption.
 """
 

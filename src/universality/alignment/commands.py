@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from universality.alignment.settings import Comparison, Matching, Spaces, Statistics
+from universality.alignment.settings import MatchJob, Spaces, Statistics
 from universality.commands import Log, Out, Settings, Threads, example, stage
 from universality.runtime import configure
 from universality.settings import Fraction, Positive, parse_argument
@@ -22,15 +22,6 @@ SideA = Annotated[
     ),
 ]
 SideB = Annotated[list[Path], typer.Option(help="The same of side b.")]
-
-
-class MatchJob(SettingsBase):
-    """One of alignment.comparisons, the layers of its sides that the job compares, and alignment.matching."""
-
-    comparison: Comparison
-    layers_a: list[int]
-    layers_b: list[int]
-    matching: Matching
 
 
 class CompareJob(MatchJob):

@@ -26,9 +26,8 @@ def write_comparison(
     comparison: Comparison, a: ModelSide, b: ModelSide, parts: list[Path], order: TokenOrder, matching: Matching,
     statistics: Statistics, out: Path,
 ) -> None:  # fmt: skip
-    found = read_blocks(parts, a, b)
-    frequency = tuple({number: side.load(number, order).frequency for number in side.numbers} for side in (a, b))
-    directions = gather(found, a, b, order.half, frequency, matching, statistics)  # type: ignore[arg-type]
+    found, frequency = read_blocks(parts, a, b)
+    directions = gather(found, a, b, order.half, frequency, matching, statistics)
     for side, direction in zip((a, b), directions, strict=True):
         if np.isnan(direction.mppc).all():
             raise StudyError(f"alignment of {a.model} with {b.model}: every feature of {side.model} is dead")

@@ -8,6 +8,7 @@ from universality.alignment.layers import Layer, SparseLayer
 from universality.alignment.token_order import TokenOrder
 
 _CONSTANT = 1e-12  # of the mean square: a feature that varies less does not vary
+_TOGETHER = 64  # pairs that one thread looks at together
 
 
 def correlations(sums: np.ndarray, sizes: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -35,31 +36,32 @@ def influence(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return moves
 
 
-@numba.njit(cache=True)
+@numba.njit(parallel=True, cache=True)
 def _influence(sums, sizes, moves):
+    """Some neighbouring pairs at a time: those of one group lie together in memory."""
     n_groups, n_pairs = moves.shape
     n = sizes.sum()
-    for pair in range(n_pairs):
-        x, y, xx, yy, xy = 0.0, 0.0, 0.0, 0.0, 0.0
-        for g in range(n_groups):
-            x += sums[0, g, pair]
-            y += sums[1, g, pair]
-            xx += sums[2, g, pair]
-            yy += sums[3, g, pair]
-            xy += sums[4, g, pair]
-        mx, my = x / n, y / n
-        vx, vy = xx / n - mx * mx, yy / n - my * my
-        if not (vx > _CONSTANT * xx / n and vy > _CONSTANT * yy / n):
-            moves[:, pair] = 0.0
-            continue
+    for chunk in numba.prange((n_pairs + _TOGETHER - 1) // _TOGETHER):
+        low, high = chunk * _TOGETHER, min((chunk + 1) * _TOGETHER, n_pairs)
+        total = np.zeros((5, high - low))
+        for k in range(5):
+            for g in range(n_groups):
+                for pair in range(low, high):
+                    total[k, pair - low] += sums[k, g, pair]
+        mx, my = total[0] / n, total[1] / n
+        vx, vy = total[2] / n - mx * mx, total[3] / n - my * my
+        varies = (vx > _CONSTANT * total[2] / n) & (vy > _CONSTANT * total[3] / n)
+        vx, vy = np.where(varies, vx, 1.0), np.where(varies, vy, 1.0)
         scale = np.sqrt(vx * vy)
-        half_r = (xy / n - mx * my) / scale / 2
+        half_r = (total[4] / n - mx * my) / scale / 2
         for g in range(n_groups):
-            gx, gy, size = sums[0, g, pair], sums[1, g, pair], sizes[g]
-            product = (sums[4, g, pair] - mx * gy - my * gx + size * mx * my) / scale
-            square_x = (sums[2, g, pair] - 2 * mx * gx + size * mx * mx) / vx
-            square_y = (sums[3, g, pair] - 2 * my * gy + size * my * my) / vy
-            moves[g, pair] = (product - half_r * (square_x + square_y)) / n
+            for pair in range(low, high):
+                p = pair - low
+                gx, gy, size = sums[0, g, pair], sums[1, g, pair], sizes[g]
+                product = (sums[4, g, pair] - mx[p] * gy - my[p] * gx + size * mx[p] * my[p]) / scale[p]
+                square_x = (sums[2, g, pair] - 2 * mx[p] * gx + size * mx[p] * mx[p]) / vx[p]
+                square_y = (sums[3, g, pair] - 2 * my[p] * gy + size * my[p] * my[p]) / vy[p]
+                moves[g, pair] = (product - half_r[p] * (square_x + square_y)) / n if varies[p] else 0.0
 
 
 def group_sums(x: Layer, y: Layer, i: np.ndarray, j: np.ndarray, order: TokenOrder, rotation: int) -> np.ndarray:

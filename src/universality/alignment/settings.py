@@ -130,3 +130,12 @@ class AlignmentSettings(Settings):
             if self.comparisons[name].a.model == self.comparisons[name].b.model:
                 raise ValueError(f"spaces.comparisons: {name} is of one model, whose layers are equal to themselves")
         return self
+
+
+class MatchJob(Settings):
+    """One of alignment.comparisons, the layers of its sides that a job compares, and alignment.matching."""
+
+    comparison: Comparison
+    layers_a: list[int]
+    layers_b: list[int]
+    matching: Matching

@@ -1,26 +1,23 @@
 """Language models to ask: any endpoint that speaks OpenAI's chat completions, or a local transformers model; answers
 cached on disk by content, so that a rerun asks nothing twice.
-
-The endpoint comes from the environment: OPENAI_BASE_URL, OPENAI_API_KEY (may be missing) and UNIVERSALITY_JUDGE_MODEL.
 """
 
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import requests
 from tenacity import RetryCallState, retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from universality.analysis.endpoint import Endpoint
 from universality.errors import StudyError
 from universality.runtime import log
 from universality.storage import read_json, write_json
 
 Messages = list[dict[str, str]]
 """[{"role": "system" | "user", "content": text}]."""
-_NEEDED = ("OPENAI_BASE_URL", "UNIVERSALITY_JUDGE_MODEL")
 _CHARACTERS = 4  # a token, about, in English
 
 
@@ -31,21 +28,6 @@ class Chat(Protocol):
 
     def ask(self, messages: Messages) -> str:
         """The answer's text. Raises StudyError if there is none."""
-
-
-class Endpoint(NamedTuple):
-    base_url: str
-    model: str
-    key: str | None
-
-    @classmethod
-    def of_environment(cls) -> "Endpoint":
-        """Raises StudyError naming the variable that is missing."""
-        found = [os.environ.get(name, "") for name in _NEEDED]
-        for name, value in zip(_NEEDED, found, strict=True):
-            if not value:
-                raise StudyError(f"judge: the environment has no {name}; set it to the endpoint's")
-        return cls(found[0], found[1], os.environ.get("OPENAI_API_KEY"))
 
 
 class _Again(Exception):

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from universality.analysis.chat import CachedChat, Messages
+from universality.analysis.held_out import Marked
 from universality.runtime import progress
 
 _WORDS = 20  # of an explanation
@@ -60,22 +61,6 @@ class Chosen(_Answer):
 
 
 A = TypeVar("A", bound=_Answer)
-
-
-class Marked(NamedTuple):
-    """A context as text: `before`, the token's own text, `after`."""
-
-    before: str
-    token: str
-    after: str
-
-    @property
-    def with_marks(self) -> str:
-        return f"{self.before}<<{self.token}>>{self.after}"
-
-    @property
-    def plain(self) -> str:
-        return f"{self.before}{self.token}{self.after}"
 
 
 class Judged(NamedTuple):

@@ -165,6 +165,13 @@ class LanguageModel:
         normed = self._stack.get_submodule(self.family.final_norm)(resid)
         return self.hf.get_output_embeddings()(normed).float() * self.family.logit_scale(self.hf.config)
 
+    def promoting(self) -> torch.Tensor:
+        """[V, D], float32: what a direction of the stream adds to each token's logit is its product with this, up to
+        what the last norm's centring and division do to all tokens alike."""
+        gamma = self._stack.get_submodule(self.family.final_norm).weight
+        weight = self.hf.get_output_embeddings().weight
+        return (weight * gamma * self.family.logit_scale(self.hf.config)).float().cpu()
+
     def token_losses(
         self, tokens: torch.Tensor, edits: Mapping[str, Edit] | None = None, mask: torch.Tensor | None = None
     ) -> torch.Tensor:

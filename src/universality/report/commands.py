@@ -41,6 +41,10 @@ def build(
     ablation: Annotated[
         list[Path] | None, typer.Option(help="A folder of `ablation measure`, in its comparison's; repeat.")
     ] = None,
+    kinds: Annotated[list[Path] | None, typer.Option(help="A folder of `analysis similarity`; repeat.")] = None,
+    idiosyncratic: Annotated[
+        list[Path] | None, typer.Option(help="A folder of `analysis idiosyncratic`, in its comparison's; repeat.")
+    ] = None,
     spaces: Annotated[list[Path] | None, typer.Option(help="Whole layers compared, NAME.parquet; repeat.")] = None,
     threads: Threads = 1,
     log: Log = None,
@@ -62,5 +66,7 @@ def build(
         similarity=similarity or [],
         published=published,
         ablation=ablation or [],
+        kinds=kinds or [],
+        idiosyncratic=idiosyncratic or [],
     )
     build_report(parsed, inputs, metrics, out)

@@ -1,25 +1,12 @@
 """The figures, each a function from results to an SVG text that is the same for the same results."""
 
-import io
-
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
-
 from universality.report.results import Comparison, Results, depth_map
+from universality.report.style import MARKERS, STYLE, svg
 
-STYLE = {
-    "svg.hashsalt": "universality",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.constrained_layout.use": True,
-}
 SETTING_COLOURS = {
     "cross_architecture": "#0b6e99",
     "sae_seed": "#2a9d5c",
@@ -31,17 +18,8 @@ SETTING_COLOURS = {
     "pca": "#c98b5e",
     "any": "#6c757d",
 }
-_MARKERS = "os^Dv"  # of models
 ABLATED = ("well", "badly", "random", "well - badly")
 """Groups of features, and the difference of the first two, as results name them."""
-
-
-def _svg(figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
 
 
 def _colour(comparison: Comparison) -> str:
@@ -71,7 +49,7 @@ def mppc_distributions(results: Results) -> str:
         left.legend(frameon=False, fontsize=8, loc="upper right")
         right.set(yticks=range(len(names)), yticklabels=names, xlabel="mean MPPC", xlim=(0, 1.02))
         right.invert_yaxis()
-        return _svg(figure)
+        return svg(figure)
 
 
 def depth_maps(results: Results) -> str:
@@ -84,7 +62,7 @@ def depth_maps(results: Results) -> str:
                 models = comparison.summary[direction]
                 _depth_map(axis, comparison.table, models["model"], models["best_model"])
                 axis.set_title(name, fontsize=10)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _depth_map(axis, table: pd.DataFrame, model: str, other: str) -> None:
@@ -104,7 +82,7 @@ def space_maps(results: Results) -> str:
             labels = tuple(f"layer of {model}" for model in models)
             _cells(axis, rows.to_numpy(), (list(rows.index), list(rows.columns)), labels)
             axis.set_title(name, fontsize=10)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _cells(axis, values: np.ndarray, ticks: tuple[list[int], list[int]], labels: tuple[str, ...]) -> None:
@@ -146,7 +124,7 @@ def circuit_effects(results: Results) -> str:
                 axis.axhline(0, color="black", linewidth=0.6)
                 axis.set(title=f"{model}, {corruption}", ylabel="change of logit(B) - logit(B')")
                 axis.legend(frameon=False, fontsize=8)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _effect_bars(axis, rows: pd.DataFrame, colour: str, label: str, shift: float) -> None:
@@ -174,7 +152,7 @@ def off_by_one_profiles(results: Results) -> str:
             axis.set(title=model, xlabel="position of the write, counted from B", xticks=sorted(table.offset.unique()))
             axis.set_ylabel("change of logit(B) - logit(B')")
             axis.legend(frameon=False, fontsize=8)
-        return _svg(figure)
+        return svg(figure)
 
 
 def ablation_effects(results: Results) -> str:
@@ -199,7 +177,7 @@ def ablation_effects(results: Results) -> str:
                 axis.set_xlabel("features ablated", fontsize=8)
         axes[0][0].set_ylabel("effect", fontsize=8)
         axes[0][0].legend(frameon=False, fontsize=7)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _group_lines(axis, rows: pd.DataFrame) -> None:
@@ -231,7 +209,7 @@ def training_curves(results: Results) -> str:
                 axis.plot(curves.step, curves[column], label=model)
                 axis.set(xlabel="training step", ylabel=label)
         axes[0].legend(frameon=False, fontsize=8)
-        return _svg(figure)
+        return svg(figure)
 
 
 def sae_quality(results: Results) -> str:
@@ -241,7 +219,7 @@ def sae_quality(results: Results) -> str:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
         for (model, variant), rows in quality.groupby(["model", "variant"]):
-            style = {"marker": _MARKERS[models.index(model) % len(_MARKERS)], "color": f"C{variants.index(variant)}"}
+            style = {"marker": MARKERS[models.index(model) % len(MARKERS)], "color": f"C{variants.index(variant)}"}
             for axis, column in zip(axes, ("explained_variance", "loss_recovered"), strict=True):
                 axis.errorbar(
                     rows.L0, rows[column], xerr=_error(rows, "L0"), yerr=_error(rows, column),
@@ -252,7 +230,7 @@ def sae_quality(results: Results) -> str:
         for axis in axes:
             axis.set(xlabel="L0 (active features per token)", xscale="log")
         axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-        return _svg(figure)
+        return svg(figure)
 
 
 def _error(rows: pd.DataFrame, column: str) -> np.ndarray:
@@ -270,7 +248,7 @@ def firing_frequency(results: Results) -> str:
             axis.stairs(counts / max(counts.sum(), 1), edges, color=f"C{number}", label=variant)
         axis.set(xlabel="log10 of the share of tokens that a feature fires at", ylabel="share of live features")
         axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-        return _svg(figure)
+        return svg(figure)
 
 
 def norm_shares(results: Results) -> str:
@@ -287,4 +265,4 @@ def norm_shares(results: Results) -> str:
                 axis.stairs(counts, edges, label=column.removeprefix("share "))
             axis.set(title=name, xlabel="share of a feature's decoder norm", ylabel="live features", xlim=(0, 1))
             axis.legend(frameon=False, fontsize=8)
-        return _svg(figure)
+        return svg(figure)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jinja2
 
-from universality.report import figures
+from universality.report import figures, kinds
 from universality.report.results import MATCHED, Inputs, Results, metrics, read_results
 from universality.report.settings import ReportSettings
 from universality.storage import replacing, write_json
@@ -47,6 +47,7 @@ def render(title: str, results: Results, measured: dict) -> str:
         ablated_groups=figures.ABLATED,
         figures=_figures(results),
         verdicts=_verdicts(results),
+        own_features=[(name, side, *_listed(one)) for (name, side), one in results.kinds.idiosyncratic.items()],
     )
 
 
@@ -65,11 +66,22 @@ def _figures(results: Results) -> dict[str, str]:
         drawn["off_by_one"] = figures.off_by_one_profiles(results)
     if results.ablation:
         drawn["ablation"] = figures.ablation_effects(results)
+    if results.kinds.similarity:
+        drawn["bins"] = kinds.binned_mppc(results.kinds)
+        drawn["partial"] = kinds.partial_correlations(results.kinds)
     if results.training:
         drawn["training"] = figures.training_curves(results)
     if results.crosscoders:
         drawn["crosscoders"] = figures.norm_shares(results)
     return drawn
+
+
+def _listed(one: kinds.Idiosyncratic) -> tuple[list, dict[int, list]]:
+    """Features as rows, and by their rank their contexts."""
+    contexts = (
+        {rank: list(rows.itertuples()) for rank, rows in one.contexts.groupby("rank")} if len(one.contexts) else {}
+    )
+    return list(one.features.itertuples()), contexts
 
 
 def _verdicts(results: Results) -> list[str]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from universality.report.kinds import Kinds, kinds_metrics, read_kinds
 from universality.storage import read_json, read_table
 
 MATCHED = 0.7
@@ -29,7 +30,7 @@ class Results(NamedTuple):
     `crosscoders`: name -> features; `decoders`: comparison -> shares matched by decoder; `spaces`: comparison ->
     measures of whole layers; `circuits`: (task, model, kind of table) -> table; `similarity`: task -> how alike the
     models' circuits are; `published`: published values beside measured ones, empty if the study has none;
-    `ablation`: (comparison, side) -> effects of ablating features."""
+    `ablation`: (comparison, side) -> effects of ablating features; `kinds`: what kind of features are shared."""
 
     training: dict[str, pd.DataFrame]
     sae_quality: pd.DataFrame
@@ -41,6 +42,7 @@ class Results(NamedTuple):
     similarity: dict[str, pd.DataFrame]
     published: pd.DataFrame
     ablation: dict[tuple[str, str], pd.DataFrame]
+    kinds: Kinds
 
     def of_circuits(self, kind: str, task: str = INDUCTION) -> dict[str, pd.DataFrame]:
         """Model -> table of a kind, of the models that do the task."""
@@ -61,6 +63,8 @@ class Inputs(NamedTuple):
     similarity: list[Path]
     published: Path | None
     ablation: list[Path]
+    kinds: list[Path]
+    idiosyncratic: list[Path]
 
 
 def read_results(inputs: Inputs) -> Results:
@@ -82,8 +86,9 @@ def read_results(inputs: Inputs) -> Results:
     }
     published = _frame(inputs.published) if inputs.published else pd.DataFrame()
     ablated = {(folder.parent.name, folder.name): _frame(folder / "effects.parquet") for folder in inputs.ablation}
+    kinds = read_kinds(inputs.kinds, inputs.idiosyncratic)
     return Results(
-        training, _frame(inputs.saes), features, comparisons, shares, whole, tables, alike, published, ablated
+        training, _frame(inputs.saes), features, comparisons, shares, whole, tables, alike, published, ablated, kinds
     )
 
 
@@ -115,6 +120,7 @@ def metrics(results: Results) -> dict:
         "circuit_similarity": {t: _defined(table.to_dict("records")) for t, table in results.similarity.items()},
         "published": _defined(results.published.to_dict("records")),
         "ablation": _defined(_ablation_metrics(results)),
+        "analysis": _defined(kinds_metrics(results.kinds)),
     }
 
 

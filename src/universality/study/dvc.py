@@ -109,11 +109,19 @@ STAGES = (
         ("ablation", "activations.cache", "circuits.tasks", "circuits.measuring", *_SHAPE),
     ),
     Stage(
+        "analysis",
+        "analysis",
+        ("models", "activations", "saes", "features", "alignment", *_TOKENS, *_TOKENIZERS),
+        ("analysis",),
+        ("analysis", "activations", "alignment.matching", *_SHAPE),
+        rules="$(universality study rules analysis)",
+    ),
+    Stage(
         "report",
         "report",
-        ("models", "saes", "alignment", "circuits", "ablation"),
+        ("models", "saes", "alignment", "circuits", "ablation", "analysis"),
         ("report", "metrics.json"),
-        ("report", "saes.crosscoders", "ablation.comparisons", *_SHAPE),
+        ("report", "saes.crosscoders", "ablation.comparisons", "analysis.comparisons", *_SHAPE),
         files=(PAGE,),
     ),
 )

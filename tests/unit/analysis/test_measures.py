@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 
 from universality.activations.format import TokenRows
 from universality.alignment.token_order import order_by_document
-from universality.analysis.against import partial_rank_correlation, rank_correlation
+from universality.analysis.against import Resampling, partial_rank_correlation, rank_correlation
 from universality.analysis.context_needed import context_needed
 from universality.analysis.contexts import WINDOW, find_contexts, sequence_numbers
 from universality.analysis.ngrams import KAPPA, predictability
@@ -33,7 +33,7 @@ def text(sequences: int = SEQUENCES, vocabulary: int = VOCAB, seed: int = 0) -> 
 
 def planted(tokens: np.ndarray) -> np.ndarray:
     """Features [..., L, 4] of tokens [..., L]: of the current token; of it and the one before; of the token 10 back; of
-    tokens 3 and 10 back together."""
+    tokens 10 and 14 back together."""
 
     def back(n: int) -> np.ndarray:
         found = np.full(tokens.shape, NOTHING)
@@ -41,7 +41,9 @@ def planted(tokens: np.ndarray) -> np.ndarray:
         return found
 
     token = tokens == 3
-    return np.stack([token, token & (back(1) == 4), back(10) == 5, (back(3) < 6) & (back(3) > 0) & (back(10) == 5)], -1)
+    return np.stack(
+        [token, token & (back(1) == 4), back(10) == 5, (back(14) > 0) & (back(14) < 6) & (back(10) == 5)], -1
+    )
 
 
 def codes_of(rows: TokenRows) -> scipy.sparse.csc_array:
@@ -189,7 +191,7 @@ def test_planted_features_need_the_context_they_were_made_of():
     features = found.feature[top]
     needed = context_needed(contexts, features, activation, end_of_text=0, batch_size=7)
     medians = [np.median(needed[features == feature]) for feature in range(4)]
-    assert medians == [1, 2, 12, 12]  # the first of the lengths looked at that hold 11 tokens
+    assert medians == [1, 2, 12, 16]  # the first of the lengths looked at that hold 11 and 15 tokens
 
 
 def test_planted_features_are_ranked_by_complexity():
@@ -201,11 +203,10 @@ def test_planted_features_are_ranked_by_complexity():
     assert r2[1, 1] == pytest.approx(1, abs=0.05)
     assert (r2[:, 2:] < 0.05).all()
     measures = feature_measures(codes, rows.tokens, rows.positions, order_by_document(rows.documents, [], 64, 0))
-    context = np.array([1, 2, 12, 12.0])
+    context = np.array([1, 2, 12, 16.0])
     score = complexity(context, r2, measures.token_entropy, LENGTH, VOCAB).score
-    assert score[0] < score[1] < score[2]
+    assert score[0] < score[1] < score[2] < score[3]
     assert score[0] < 0.05
-    assert score[3] >= score[2] - 0.02
     without = complexity(np.full(4, np.nan), r2, measures.token_entropy, LENGTH, VOCAB)
     assert not without.with_context.any()
     assert without.score[0] < without.score[1] < without.score[2]
@@ -227,12 +228,12 @@ def test_rank_correlations_are_scipys_and_partial_ones_hold_others_equal():
     frequency, layer = np.exp(rng.normal(size=500)), rng.integers(0, 4, 500)
     confounder = np.log(frequency) + layer
     x, y = confounder + rng.normal(size=500), confounder + rng.normal(size=500)
-    plain = rank_correlation(x, y, 200, 0, 0.95)
+    plain = rank_correlation(x, y, Resampling(200, 0, 0.95))
     assert plain.value == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
     assert plain.low < plain.value < plain.high
-    partial = partial_rank_correlation(x, y, frequency, layer, 200, 0, 0.95)
+    partial = partial_rank_correlation(x, y, frequency, layer, Resampling(200, 0, 0.95))
     assert plain.low > 0.5
     assert abs(partial.value) < 0.15
     x[3] = np.nan
-    assert rank_correlation(x, y, 20, 0, 0.95).n == 499
-    assert np.isnan(rank_correlation(np.ones(500), y, 20, 0, 0.95).value)
+    assert rank_correlation(x, y, Resampling(20, 0, 0.95)).n == 499
+    assert np.isnan(rank_correlation(np.ones(500), y, Resampling(20, 0, 0.95)).value)

@@ -36,7 +36,7 @@ def results(tmp_path):
     features = {"feature": np.arange(10), "frequency": np.full(10, 0.1), "dead": share > 0.8, **shares}
     write_table(tmp_path / "pair.features.parquet", features)
     pair = [tmp_path / "pair.features.parquet"]
-    return read_results(Inputs([], tmp_path / "metrics.parquet", pair, [], [], [], [], [], None, []))
+    return read_results(Inputs([], tmp_path / "metrics.parquet", pair, [], [], [], [], [], None, [], [], []))
 
 
 def test_metrics_are_means_over_layers_and_crosscoders_stand_apart(results):
