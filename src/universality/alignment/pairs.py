@@ -8,7 +8,8 @@ from universality.alignment.layers import Layer, SparseLayer
 from universality.alignment.token_order import TokenOrder
 
 _CONSTANT = 1e-12  # of the mean square: a feature that varies less does not vary
-_TOGETHER = 64  # pairs that one thread looks at together
+_TOGETHER = 64  # pairs that one thread looks at, one after the other
+_DENSE = 512  # pairs whose sums are held at a time
 
 
 def correlations(sums: np.ndarray, sizes: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -31,37 +32,65 @@ def influence(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     Biometrika 62, eq. 3.2]. A correlation in a resample is r + sum_g (w_g - 1) times this, to first order. 0 where a
     feature does not vary.
     """
-    moves = np.empty(sums.shape[1:])
-    _influence(sums, sizes, moves)
+    moves = np.zeros(sums.shape[1:])
+    _influences(np.ascontiguousarray(sums.transpose(2, 0, 1)), sizes, moves.T)
     return moves
 
 
 @numba.njit(parallel=True, cache=True)
-def _influence(sums, sizes, moves):
-    """Some neighbouring pairs at a time: those of one group lie together in memory."""
-    n_groups, n_pairs = moves.shape
-    n = sizes.sum()
-    for chunk in numba.prange((n_pairs + _TOGETHER - 1) // _TOGETHER):
-        low, high = chunk * _TOGETHER, min((chunk + 1) * _TOGETHER, n_pairs)
-        total = np.zeros((5, high - low))
-        for k in range(5):
-            for g in range(n_groups):
-                for pair in range(low, high):
-                    total[k, pair - low] += sums[k, g, pair]
-        mx, my = total[0] / n, total[1] / n
-        vx, vy = total[2] / n - mx * mx, total[3] / n - my * my
-        varies = (vx > _CONSTANT * total[2] / n) & (vy > _CONSTANT * total[3] / n)
-        vx, vy = np.where(varies, vx, 1.0), np.where(varies, vy, 1.0)
-        scale = np.sqrt(vx * vy)
-        half_r = (total[4] / n - mx * my) / scale / 2
-        for g in range(n_groups):
-            for pair in range(low, high):
-                p = pair - low
-                gx, gy, size = sums[0, g, pair], sums[1, g, pair], sizes[g]
-                product = (sums[4, g, pair] - mx[p] * gy - my[p] * gx + size * mx[p] * my[p]) / scale[p]
-                square_x = (sums[2, g, pair] - 2 * mx[p] * gx + size * mx[p] * mx[p]) / vx[p]
-                square_y = (sums[3, g, pair] - 2 * my[p] * gy + size * my[p] * my[p]) / vy[p]
-                moves[g, pair] = (product - half_r[p] * (square_x + square_y)) / n if varies[p] else 0.0
+def _influences(sums, sizes, moves):
+    for pair in numba.prange(len(sums)):
+        _add_influence(sums[pair], sizes, moves[pair])
+
+
+@numba.njit(cache=True)
+def _add_influence(sums, sizes, moves):
+    """Of one pair, sums [5, G], added to moves [G]."""
+    n_groups, n = len(moves), sizes.sum()
+    if n == 0:
+        return
+    x, y, xx, yy, xy = 0.0, 0.0, 0.0, 0.0, 0.0
+    for g in range(n_groups):
+        x += sums[0, g]
+        y += sums[1, g]
+        xx += sums[2, g]
+        yy += sums[3, g]
+        xy += sums[4, g]
+    mx, my = x / n, y / n
+    vx, vy = xx / n - mx * mx, yy / n - my * my
+    if not (vx > _CONSTANT * xx / n and vy > _CONSTANT * yy / n):
+        return
+    scale = np.sqrt(vx * vy)
+    half_r = (xy / n - mx * my) / scale / 2
+    for g in range(n_groups):
+        gx, gy, size = sums[0, g], sums[1, g], sizes[g]
+        product = (sums[4, g] - mx * gy - my * gx + size * mx * my) / scale
+        square_x = (sums[2, g] - 2 * mx * gx + size * mx * mx) / vx
+        square_y = (sums[3, g] - 2 * my * gy + size * my * my) / vy
+        moves[g] += (product - half_r * (square_x + square_y)) / n
+
+
+def summed_influence(
+    x: Layer, y: Layer, i: np.ndarray, j: np.ndarray, order: TokenOrder, rotation: int, ranges: list[tuple[int, int]]
+) -> list[np.ndarray]:
+    """`influence`, summed over the pairs, on the tokens of the groups of each range (first, last) alone: [last - first]
+    each. Sums of sparse pairs stay in the cache of a core."""
+    sizes = np.diff(order.groups).astype(np.float64)
+    bounds = np.array(ranges, dtype=np.int64).reshape(-1, 2)
+    if isinstance(x, SparseLayer) and isinstance(y, SparseLayer):
+        parts = np.zeros((-(-len(i) // _TOGETHER), len(ranges), len(sizes)))
+        _sparse_influence(
+            i, j, x.feature_starts, x.tokens, x.feature_values, y.feature_starts, y.tokens, y.feature_values,
+            order.groups, order.n_tokens, rotation, bounds, sizes, parts,
+        )  # fmt: skip
+        return [part[: last - first] for part, (first, last) in zip(parts.sum(axis=0), ranges, strict=True)]
+    found = [np.zeros(last - first) for first, last in ranges]
+    for start in range(0, len(i), _DENSE):
+        some = slice(start, start + _DENSE)
+        sums = group_sums(x, y, i[some], j[some], order, rotation)
+        for total, (first, last) in zip(found, ranges, strict=True):
+            total += influence(sums[:, first:last], sizes[first:last]).sum(axis=1)
+    return found
 
 
 def group_sums(x: Layer, y: Layer, i: np.ndarray, j: np.ndarray, order: TokenOrder, rotation: int) -> np.ndarray:
@@ -88,32 +117,53 @@ def group_sums(x: Layer, y: Layer, i: np.ndarray, j: np.ndarray, order: TokenOrd
 
 @numba.njit(parallel=True, cache=True)
 def _sparse_sums(i, j, x_starts, x_tokens, x_values, y_starts, y_tokens, y_values, groups, n_tokens, rotation, sums):
-    """Walk both features' entries in the order of x's tokens; y's come from the one that the rotation puts first."""
     for pair in numba.prange(len(i)):
-        x, x_stop = x_starts[i[pair]], x_starts[i[pair] + 1]
-        low, high = y_starts[j[pair]], y_starts[j[pair] + 1]
-        count = high - low
-        first = np.searchsorted(y_tokens[low:high], rotation)
-        seen, group = 0, 0
-        while x < x_stop or seen < count:
-            place_x = x_tokens[x] if x < x_stop else n_tokens
-            place_y, entry = n_tokens, low
-            if seen < count:
-                entry = low + (first + seen if first + seen < count else first + seen - count)
-                place_y = y_tokens[entry] - rotation
-                place_y = place_y + n_tokens if place_y < 0 else place_y
-            place = min(place_x, place_y)
-            while groups[group + 1] <= place:
-                group += 1
-            value_x, value_y = 0.0, 0.0
-            if place_x == place:
-                value_x = np.float64(x_values[x])
-                x += 1
-            if place_y == place:
-                value_y = np.float64(y_values[entry])
-                seen += 1
-            sums[0, group, pair] += value_x
-            sums[1, group, pair] += value_y
-            sums[2, group, pair] += value_x * value_x
-            sums[3, group, pair] += value_y * value_y
-            sums[4, group, pair] += value_x * value_y
+        x, y = slice(x_starts[i[pair]], x_starts[i[pair] + 1]), slice(y_starts[j[pair]], y_starts[j[pair] + 1])
+        _add_sums(x_tokens[x], x_values[x], y_tokens[y], y_values[y], groups, n_tokens, rotation, sums[:, :, pair])
+
+
+@numba.njit(parallel=True, cache=True)
+def _sparse_influence(
+    i, j, x_starts, x_tokens, x_values, y_starts, y_tokens, y_values, groups, n_tokens, rotation, bounds, sizes, parts
+):
+    """A part for each few neighbouring pairs, so that their sum is the same on any number of threads."""
+    for part in numba.prange(len(parts)):
+        sums = np.empty((5, len(groups) - 1))
+        for pair in range(part * _TOGETHER, min((part + 1) * _TOGETHER, len(i))):
+            sums[:] = 0.0
+            x, y = slice(x_starts[i[pair]], x_starts[i[pair] + 1]), slice(y_starts[j[pair]], y_starts[j[pair] + 1])
+            _add_sums(x_tokens[x], x_values[x], y_tokens[y], y_values[y], groups, n_tokens, rotation, sums)
+            for k in range(len(bounds)):
+                first, last = bounds[k]
+                _add_influence(sums[:, first:last], sizes[first:last], parts[part, k, : last - first])
+
+
+@numba.njit(cache=True)
+def _add_sums(x_tokens, x_values, y_tokens, y_values, groups, n_tokens, rotation, sums):
+    """Of one pair [5, G]: walk both features' entries in the order of x's tokens; y's come from the one that the
+    rotation puts first."""
+    count = len(y_tokens)
+    first = np.searchsorted(y_tokens, rotation)
+    x, seen, group = 0, 0, 0
+    while x < len(x_tokens) or seen < count:
+        place_x = x_tokens[x] if x < len(x_tokens) else n_tokens
+        place_y, entry = n_tokens, 0
+        if seen < count:
+            entry = first + seen if first + seen < count else first + seen - count
+            place_y = y_tokens[entry] - rotation
+            place_y = place_y + n_tokens if place_y < 0 else place_y
+        place = min(place_x, place_y)
+        while groups[group + 1] <= place:
+            group += 1
+        value_x, value_y = 0.0, 0.0
+        if place_x == place:
+            value_x = np.float64(x_values[x])
+            x += 1
+        if place_y == place:
+            value_y = np.float64(y_values[entry])
+            seen += 1
+        sums[0, group] += value_x
+        sums[1, group] += value_y
+        sums[2, group] += value_x * value_x
+        sums[3, group] += value_y * value_y
+        sums[4, group] += value_x * value_y

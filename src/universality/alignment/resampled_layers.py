@@ -8,7 +8,7 @@ import numpy as np
 from universality.alignment.bootstrap import centred_interval, resample_weights
 from universality.alignment.gather import Direction
 from universality.alignment.layers import Layer
-from universality.alignment.pairs import correlations, group_sums, influence
+from universality.alignment.pairs import correlations, group_sums, influence, summed_influence
 from universality.alignment.settings import Statistics
 from universality.alignment.token_order import TokenOrder
 
@@ -67,23 +67,26 @@ class Resampling:
         """`own`: places of a layer's features; `other`: place of the other layer; `layers`: both; `within` [own]: the
         best partner of each in that layer."""
         asked = self._asked(own, other, within)
-        linear = {name: np.zeros(len(self.sizes)) for name in ("layer", "heldout")}
-        prefixes = [np.zeros(end) for end in self.prefix_ends]
         counts = _Counts(len(self.weights))
-        for sums, rows in _chunks(asked, self.direction, layers, self.order):
-            linear["layer"] += influence(sums[:, :, rows["layer"][1]], self.sizes).sum(axis=1)
-            first = self.order.first_measured_group
-            held = sums[:, first:, rows["heldout"][1]]
-            linear["heldout"][first:] += influence(held, self.sizes[first:]).sum(axis=1)
-            for total, end in zip(prefixes, self.prefix_ends, strict=True):
-                total += influence(sums[:, :end, rows["plain"][1]], self.sizes[:end]).sum(axis=1)
+        each = {name: one for name, one in asked.items() if name not in ("layer", "heldout")}
+        for sums, rows in _chunks(each, self.direction, layers, self.order):
             self._count(sums, rows, asked, counts)
             self._seek_depths(sums, rows, asked)
-        heldout_r = self.direction.best.heldout_r[asked["heldout"].features]
-        self._linear(counts, "heldout_mean", heldout_r, linear["heldout"])
+        n, first = len(self.sizes), self.order.first_measured_group
+        held = np.zeros(n)
+        held[first:] = self._moves(asked["heldout"], layers, 0, [(first, n)])[0]
+        self._linear(counts, "heldout_mean", self.direction.best.heldout_r[asked["heldout"].features], held)
         self._null(own, other, layers, rotations, counts)
         self._alone(counts, own, other)
-        return Added(counts.sums, linear["layer"], prefixes)
+        [layer] = self._moves(asked["layer"], layers, 0, [(0, n)])
+        return Added(counts.sums, layer, self._moves(asked["plain"], layers, 0, [(0, end) for end in self.prefix_ends]))
+
+    def _moves(
+        self, asked: Asked, layers: tuple[Layer, Layer], rotation: int, ranges: list[tuple[int, int]]
+    ) -> list[np.ndarray]:
+        """How the sum of the pairs' correlations, on the groups of each range, moves with each group."""
+        pairs = self.direction.feature[asked.features].astype(np.int64), asked.partners.astype(np.int64)
+        return summed_influence(*layers, *pairs, self.order, rotation, ranges)
 
     def _asked(self, own: np.ndarray, other: int, within: np.ndarray) -> dict[str, Asked]:
         d, best = self.direction, self.direction.best
@@ -145,10 +148,8 @@ class Resampling:
         here = np.isin(null_of, own)
         for k, rotation in enumerate(rotations):
             places = np.flatnonzero(here & (best.null_layer[k] == other) & ~np.isnan(best.null_r[k]))
-            asked = {"null": Asked(null_of[places], best.null_partner[k, places])}
-            moves = np.zeros(len(self.sizes))
-            for sums, _ in _chunks(asked, self.direction, layers, self.order, int(rotation)):
-                moves += influence(sums, self.sizes).sum(axis=1)
+            asked = Asked(null_of[places], best.null_partner[k, places])
+            [moves] = self._moves(asked, layers, int(rotation), [(0, len(self.sizes))])
             self._linear(counts, "null_mean", best.null_r[k, places], moves)
 
     def _linear(self, counts: "_Counts", statistic: str, r: np.ndarray, moves: np.ndarray) -> None:
@@ -181,7 +182,6 @@ def _chunks(
     direction: Direction,
     layers: tuple[Layer, Layer],
     order: TokenOrder,
-    rotation: int = 0,
 ) -> Iterator[tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]]:
     """(sums over groups [5, G, pairs], name -> (which of those asked, their columns)); a pair that several things are
     asked of is summed once."""
@@ -192,6 +192,6 @@ def _chunks(
     for start in range(0, len(pairs), _PAIRS):
         part = pairs[start : start + _PAIRS]
         i, j = np.divmod(part, n_other)
-        sums = group_sums(*layers, i, j, order, rotation)
+        sums = group_sums(*layers, i, j, order, 0)
         which = {name: np.flatnonzero((key >= part[0]) & (key <= part[-1])) for name, key in keys.items()}
         yield sums, {name: (places, np.searchsorted(part, keys[name][places])) for name, places in which.items()}
