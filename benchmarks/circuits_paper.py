@@ -1,12 +1,13 @@
 """The circuits of studies/paper.yaml at the sizes of Pythia-160M and Mamba-130M, on checkpoints made from nothing.
 
-    python benchmarks/circuits_paper.py --folder /tmp/paper [--samples 8] [--threads 2]
+    python benchmarks/circuits_paper.py --folder /tmp/paper [--samples 8] [--threads 2] [--all]
 
 Makes, in the formats of the hub, a GPT-NeoX and a Mamba of these sizes with weights as they are drawn, a tokenizer
 whose vocabulary holds first names, and a corpus; then runs the study's circuit targets by Snakemake on them, with few
-prompts, and sets the published values beside those measured. Weights that were never trained do no task, so the bar
-for accuracy is set to 0 and the measured values mean nothing; they show that every analysis runs at these sizes, and
-how long it takes. Prints the seconds of each job; the last line is those of all as they passed.
+prompts: those that published values are of, or all, and sets the published values beside those measured. Weights that
+were never trained do no task, so the bar for accuracy is set to 0 and the measured values mean nothing; they show
+that every analysis runs at these sizes, and how long it takes. Prints the seconds of each job; the last line is those
+of all as they passed.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import yaml
 from side_by_side import use_threads
 
@@ -82,6 +84,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--all", action="store_true", help="Also tasks of which nothing is published.")
     settings = parser.parse_args()
     use_threads(settings.threads)
     folder = settings.folder.resolve()
@@ -94,7 +97,10 @@ def main() -> None:
     command = ["snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder / "run", "--configfile", study]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     (folder / "run").mkdir(exist_ok=True)
-    subprocess.run([*command, "--cores", str(settings.threads), "all_circuits"], check=True, env=environment)
+    target = "all_circuits" if settings.all else "results/circuits/published.parquet"
+    subprocess.run([*command, "--cores", str(settings.threads), target], check=True, env=environment)
+    published = pd.read_parquet(folder / "run" / "results" / "circuits" / "published.parquet")
+    print(published.to_string(index=False))
     for path in sorted((folder / "run" / "logs" / "circuits").rglob("*.tsv")):
         seconds = path.read_text().splitlines()[1].split("\t")[0]
         print(f"{path.relative_to(folder / 'run' / 'logs' / 'circuits')!s:40s} {float(seconds):8.0f} s")
