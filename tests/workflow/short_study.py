@@ -29,14 +29,14 @@ def write_short_study(folder: Path) -> None:
     mamba = {"source": "folder", "family": "mamba", "path": MAMBA, "tokenizer": "own", "n_layers": 2, "d_model": 16}
     study["models"]["zoo"] = {"neox": zoo["neox"], "mamba": mamba | {"layers": [1]}}
     saes = study["saes"]
-    saes["also"] = [{"model": "mamba", "variant": "matryoshka", "seed": 0}]
+    saes["also"] = []
     saes["transcoders"]["mlp"]["model"] = "neox"
     saes["crosscoders"] = {"layers": saes["crosscoders"]["neox_mamba"]}
     saes["crosscoders"]["layers"]["sides"] = [{"model": "neox", "layer": layer} for layer in (0, 1)]
-    neox, mamba = {"model": "neox", **topk}, {"model": "mamba", **topk}
+    one, other = ({"model": "mamba", "variant": "matryoshka", "seed": seed} for seed in (0, 1))
     study["alignment"]["comparisons"] = {
-        "cross": {"setting": "cross_architecture", "a": neox, "b": mamba},
-        "sae_seed": {"setting": "sae_seed", "a": mamba, "b": mamba | {"seed": 1}},
+        "cross": {"setting": "cross_architecture", "a": {"model": "neox", **topk}, "b": {"model": "mamba", **topk}},
+        "sae_seed": {"setting": "sae_seed", "a": one, "b": other},
     }
     study["circuits"]["tasks"] = {"induction": study["circuits"]["tasks"]["induction"]}
     (folder / "params.yaml").write_text(yaml.safe_dump(study))
