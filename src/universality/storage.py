@@ -80,17 +80,19 @@ def read_json(path: Path | str) -> dict:
         raise StudyError(f"{path}: not a readable JSON file: {_reason(error)}") from error
 
 
-def write_table(path: Path | str, columns: dict[str, object] | pa.Table) -> None:
-    """Write a parquet file; `columns` maps names to equally long sequences or arrays."""
+def write_table(path: Path | str, columns: dict[str, object] | pa.Table, rows_together: int | None = None) -> None:
+    """Write a parquet file; `columns` maps names to equally long sequences or arrays. Of a table that is sorted, few
+    `rows_together` let `read_table` pass the others over."""
     table = columns if isinstance(columns, pa.Table) else pa.table(columns)
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", row_group_size=rows_together)
 
 
-def read_table(path: Path | str, columns: list[str] | None = None) -> pa.Table:
-    """Read a parquet file whole, or `columns` of it."""
+def read_table(path: Path | str, columns: list[str] | None = None, where: tuple[str, int] | None = None) -> pa.Table:
+    """Read a parquet file whole, `columns` of it, or the rows in which a column has a value."""
+    filters = [(where[0], "=", where[1])] if where else None
     try:
-        return pq.read_table(path, columns=columns, partitioning=None)
+        return pq.read_table(path, columns=columns, filters=filters, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise StudyError(f"{path}: not a readable parquet file (truncated or foreign?): {_reason(error)}") from error
 

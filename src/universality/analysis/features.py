@@ -24,6 +24,7 @@ from universality.storage import replacing, write_table
 
 _PROMOTED = 8  # tokens that are told of a decoder direction
 _HALVES_SEED = 0  # which documents n-grams are learned from
+_ROWS_TOGETHER = 8192  # of contexts, which are sorted by feature
 _RANDOM_WINDOWS = 2000  # of any features, that top contexts are set against
 
 
@@ -36,7 +37,7 @@ def write_features(job: FeaturesJob, held: HeldOut, sae: SAE, model: LanguageMod
     columns = measured(held.codes, held.rows, found, needed, sae.W_dec, model.promoting())
     with replacing(out) as folder:
         folder.mkdir()
-        write_table(folder / "contexts.parquet", found._asdict())
+        write_table(folder / "contexts.parquet", found._asdict(), _ROWS_TOGETHER)
         write_table(folder / "measures.parquet", columns)
 
 
@@ -66,7 +67,7 @@ def measured(
         "promoted": list(logits.tokens.astype(np.int32)),
         "context_needed": needed,
         "complexity": score.score,
-        "complexity_with_context": score.with_context,
+        "full_complexity": score.full,
         "monosemanticity": _monosemanticity(contexts, rows, codes.shape[1]),
     }
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet
 from scipy.stats import rankdata
 
 from universality.ablation.effects import ablation_edits, measure_loss
@@ -102,9 +101,7 @@ def documents_of(held: HeldOut) -> np.ndarray:
 
 def _top(folder: Path, feature: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows and values of a feature's top contexts."""
-    table = pyarrow.parquet.read_table(
-        folder / "contexts.parquet", filters=[("feature", "=", int(feature))]
-    ).to_pandas()
+    table = read_table(folder / "contexts.parquet", where=("feature", int(feature))).to_pandas()
     top = table[(table.kind == "top") & (table["rank"] < n)]
     return top.row.to_numpy(), top.value.to_numpy()
 

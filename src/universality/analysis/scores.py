@@ -3,8 +3,8 @@
     complexity = 0.4 log2(context needed) / log2(longest) + 0.3 (1 - R2_1) + 0.2 (1 - R2_3) + 0.1 entropy / log2(V)
 
 with the terms cut to [0, 1]: 0 for a feature that one token decides, 1 for one that needs the whole context and that no
-n-gram predicts. Where the context needed was not measured the other terms share its weight in proportion, and
-`with_context` is false.
+n-gram predicts. The context needed is measured of some features only, so that there is also the score without its term,
+whose weight the others share in proportion, of all.
 
     monosemanticity = P( sim(top_i, top_j) > sim(top_i, random_k) )
 
@@ -24,10 +24,10 @@ WEIGHTS = {"context": 0.4, "unigram": 0.3, "trigram": 0.2, "entropy": 0.1}
 
 
 class Complexity(NamedTuple):
-    """`score` [F] in [0, 1]; `with_context` [F]: was the context needed measured?"""
+    """[F] in [0, 1]: `score` without the context needed, `full` with it, NaN where it was not measured."""
 
     score: np.ndarray
-    with_context: np.ndarray
+    full: np.ndarray
 
 
 def complexity(context: np.ndarray, r2: np.ndarray, entropy: np.ndarray, longest: int, vocabulary: int) -> Complexity:
@@ -38,12 +38,9 @@ def complexity(context: np.ndarray, r2: np.ndarray, entropy: np.ndarray, longest
         "trigram": 1 - r2[2],
         "entropy": entropy / np.log2(vocabulary),
     }
-    stacked = np.stack([np.clip(terms[name], 0, 1) for name in WEIGHTS])
-    weights = np.array(list(WEIGHTS.values()))[:, None] * np.ones(len(entropy))
-    measured = ~np.isnan(stacked[0])
-    weights[0, ~measured] = 0
-    stacked[0, ~measured] = 0
-    return Complexity((stacked * weights).sum(0) / weights.sum(0), measured)
+    weighted = {name: weight * np.clip(terms[name], 0, 1) for name, weight in WEIGHTS.items()}
+    rest = weighted["unigram"] + weighted["trigram"] + weighted["entropy"]
+    return Complexity(rest / (1 - WEIGHTS["context"]), weighted["context"] + rest)
 
 
 def monosemanticity(

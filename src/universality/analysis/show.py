@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pyarrow.parquet
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +13,7 @@ from universality.corpus.tokenizer import load_tokenizer
 from universality.errors import StudyError
 from universality.plan import Plan
 from universality.saes.settings import EvaluationRun
+from universality.storage import read_table
 
 
 def show(study_file: Path, place: str, feature: int, n_top: int, console: Console) -> None:
@@ -24,7 +24,7 @@ def show(study_file: Path, place: str, feature: int, n_top: int, console: Consol
         raise StudyError(f"FEATURES: {place!r} is none of those analysed: {', '.join(known) or 'none'}")
     folder, model = results / "analysis" / "features" / place, known[place].features.model
     tables = {
-        name: pyarrow.parquet.read_table(folder / f"{name}.parquet", filters=[("feature", "=", feature)]).to_pandas()
+        name: read_table(folder / f"{name}.parquet", where=("feature", feature)).to_pandas()
         for name in ("measures", "contexts")
     }
     if tables["contexts"].empty:

@@ -25,8 +25,8 @@ from universality.runtime import progress
 from universality.storage import read_table, replacing, write_table
 
 MEASURES = (
-    "complexity", "monosemanticity", "context_needed", "token_entropy", "r2_1", "r2_2", "r2_3", "position_share",
-    "peakedness", "most_alike",
+    "complexity", "full_complexity", "monosemanticity", "context_needed", "token_entropy", "r2_1", "r2_2", "r2_3",
+    "position_share", "peakedness", "most_alike",
 )  # fmt: skip
 """Those that are set against MPPC, of measures.parquet."""
 JUDGED = ("judge_complexity", "judge_monosemanticity", "detection", "fuzzing")

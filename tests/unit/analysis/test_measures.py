@@ -204,12 +204,13 @@ def test_planted_features_are_ranked_by_complexity():
     assert (r2[:, 2:] < 0.05).all()
     measures = feature_measures(codes, rows.tokens, rows.positions, order_by_document(rows.documents, [], 64, 0))
     context = np.array([1, 2, 12, 16.0])
-    score = complexity(context, r2, measures.token_entropy, LENGTH, VOCAB).score
-    assert score[0] < score[1] < score[2] < score[3]
-    assert score[0] < 0.05
-    without = complexity(np.full(4, np.nan), r2, measures.token_entropy, LENGTH, VOCAB)
-    assert not without.with_context.any()
-    assert without.score[0] < without.score[1] < without.score[2]
+    score, full = complexity(context, r2, measures.token_entropy, LENGTH, VOCAB)
+    assert full[0] < full[1] < full[2] < full[3]
+    assert full[0] < 0.05
+    assert score[0] < score[1] < score[2]
+    unmeasured = complexity(np.full(4, np.nan), r2, measures.token_entropy, LENGTH, VOCAB)
+    assert np.isnan(unmeasured.full).all()
+    np.testing.assert_array_equal(unmeasured.score, score)
 
 
 def test_contexts_that_share_words_are_monosemantic():
