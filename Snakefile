@@ -17,7 +17,7 @@ include: "rules/report.smk"
 
 
 onstart:
-    check_and_print_needs()
+    print_needs()
 
 
 localrules:

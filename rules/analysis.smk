@@ -40,6 +40,7 @@ rule analysis_judged:
         codes="results/features/{corpus}/{model}/{variant}/seed_{seed}/layer_{layer}",
         tokens=tokens_of_model,
         tokenizer=lambda wildcards: plan.tokenizer_of(wildcards.model),
+        files=judge_files,
     output:
         directory(
             "results/analysis/judged/{corpus}/{model}/{variant}/seed_{seed}/layer_{layer}"

@@ -29,15 +29,20 @@ except StudyError as error:
 plan = Plan(study)
 
 
-def check_and_print_needs():
-    """At the start of a real run: is there an endpoint if one is to be asked, and about how much disk and time the study
-    takes."""
-    try:
-        if study.analysis.judge is not None and study.analysis.judge.kind == "endpoint":
-            Endpoint.of_environment()
-    except StudyError as error:
-        sys.exit(f"error: {error}")
+def print_needs():
+    """At the start of a real run: about how much disk and time the study takes, and whether a judge is missing."""
     print(total_line(needs(study), product_rate()), file=sys.stderr)
+    if study.analysis.judge is not None and study.analysis.judge.kind == "endpoint":
+        try:
+            Endpoint.of_environment()
+        except StudyError as error:
+            print(f"Judging will fail: {error}", file=sys.stderr)
+
+
+def judge_files(wildcards):
+    """The files of a language model in a local folder that is asked."""
+    judge = study.analysis.judge
+    return folder_files(judge.path) if judge and judge.kind == "local" else []
 
 
 def one_of(paths):

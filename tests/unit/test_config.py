@@ -364,3 +364,16 @@ def test_small_numbers_and_any_character_survive_the_command_line():
     for section in (checked.saes.training, checked.report):
         assert parse_argument(type(section), section.model_dump_json()) == section
         assert parse_argument(type(section), section.canonical()) == section
+
+
+def test_a_judge_has_a_folder_for_every_one_of_the_features_and_no_comparison_has_none():
+    study = yaml.safe_load((ROOT / "studies" / "smoke.yaml").read_text())
+    features = {
+        path for path in Plan(check_study(study, "x")).analyses() if path.startswith("results/analysis/features")
+    }
+    assert len(features) == 3
+    study["analysis"]["judge"] = {"kind": "local", "path": "inputs/chat", "features": 2, "tested": 2, "seed": 1}
+    analyses = set(Plan(check_study(study, "x")).analyses())
+    assert {path.replace("/features/", "/judged/", 1) for path in features} <= analyses
+    study["analysis"]["comparisons"] = []
+    assert Plan(check_study(study, "x")).analyses() == []

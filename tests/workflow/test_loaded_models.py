@@ -120,6 +120,28 @@ def known_edges() -> set[tuple[str, str]]:
     return {(makes[dep], name) for name, stage in stages.items() for dep in stage["deps"] if dep in makes}
 
 
+def test_a_judge_is_asked_of_every_layer_and_a_changed_one_anew(folders):
+    """A plan alone: what is asked, and of what, is tested beside the command."""
+
+    def judged(study):
+        loaded_models(study)
+        study["analysis"]["judge"] = {
+            "kind": "local",
+            "path": "checkpoints/mamba",
+            "features": 2,
+            "tested": 2,
+            "seed": 1,
+        }
+
+    write_texts(folders)
+    project = study_in(folders, judged)
+    plan = snakemake(project, "-n", "results/analysis/similarity/cross", "--quiet", "host", "reason").stdout
+    places = set(re.findall(r"--judged-[ab] (results/analysis/judged/\S+)", snakemake(project, "-n", "-p").stdout))
+    assert len(places) == 3
+    assert all(f"output: {place}" in plan for place in places)
+    assert "checkpoints/mamba/config.json" in re.search(r"rule analysis_judged:\n\s+input: (.*)", plan)[1]
+
+
 def test_a_study_given_by_configfile_replaces_params_yaml(folders):
     write_texts(folders)
     project = study_in(folders, set_value("report", "title", "another"))

@@ -54,7 +54,7 @@ def order_by_document(documents: np.ndarray, shares: list[float], max_groups: in
     names, number, sizes = np.unique(documents, return_inverse=True, return_counts=True)
     if len(names) < _FEWEST_DOCUMENTS:
         raise StudyError(
-            f"alignment: the evaluation tokens are of {len(names)} documents; halves and resamples of documents need "
+            f"the held-out tokens are of {len(names)} documents; halves and resamples of documents need "
             f"{_FEWEST_DOCUMENTS}: evaluate on more"
         )
     shuffled = np.random.default_rng(seed).permutation(len(names))

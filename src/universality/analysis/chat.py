@@ -108,7 +108,10 @@ class LocalChat:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.identity = f"{path}, at most {max_new_tokens} tokens"
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise StudyError(f"judge: {path}: cannot be loaded: {error}") from None
         if self._tokenizer.chat_template is None:
             raise StudyError(f"judge: {path}: its tokenizer has no chat template")
         self._model = AutoModelForCausalLM.from_pretrained(path).eval()

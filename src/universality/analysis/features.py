@@ -63,7 +63,7 @@ def measured(
         "dead": of_codes.frequency == 0,
         **of_codes._asdict(),
         **{f"r2_{n}": r2[n - 1] for n in (1, 2, 3)},
-        "peakedness": logits.peakedness.astype(np.float64),
+        "peakedness": np.where(of_codes.frequency > 0, logits.peakedness, np.nan),
         "promoted": list(logits.tokens.astype(np.int32)),
         "context_needed": needed,
         "complexity": score.score,

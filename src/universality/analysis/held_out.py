@@ -1,5 +1,6 @@
 """One SAE's codes beside the held-out text that they are of."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,12 +34,12 @@ class Marked(NamedTuple):
         return f"{self.before}{self.token}{self.after}"
 
 
-class HeldOut(NamedTuple):
-    """`codes` [T, F] by feature; `rows`: of their tokens, those of the `sample`."""
+@dataclass(frozen=True)
+class HeldText:
+    """`rows` are those of the `sample`."""
 
-    codes: scipy.sparse.csc_array
-    rows: TokenRows
     sample: Sample
+    rows: TokenRows
     end_of_text: int
 
     def sequences(self, rows: np.ndarray) -> np.ndarray:
@@ -68,14 +69,25 @@ class HeldOut(NamedTuple):
         return Marked(*(tokenizer.decode(self.rows.tokens[low:high].tolist()) for low, high in parts))
 
 
+@dataclass(frozen=True)
+class HeldOut(HeldText):
+    """`codes` [T, F], by feature, of the rows."""
+
+    codes: scipy.sparse.csc_array
+
+
+def read_text(tokens: Path, held: Held) -> HeldText:
+    sample = read_sample(tokens, held.corpus, held.sequences, held.run.sample_seed)
+    return HeldText(sample, sample.rows(), read_tokens(tokens, held.corpus).end_of_text)
+
+
 def read_held_out(codes: Path, tokens: Path, held: Held) -> HeldOut:
     """Raises StudyError if the codes are not of as many tokens as the sample has."""
+    text = read_text(tokens, held)
     by_token = read_codes(codes).by_token
-    sample = read_sample(tokens, held.corpus, held.sequences, held.run.sample_seed)
-    if by_token.shape[0] != sample.n_rows:
+    if by_token.shape[0] != len(text.rows.tokens):
         raise StudyError(
-            f"{codes}: codes of {by_token.shape[0]} tokens, but {tokens} has {sample.n_rows} in {held.sequences} "
-            f"sequences of {held.corpus}"
+            f"{codes}: codes of {by_token.shape[0]} tokens, but {tokens} has {len(text.rows.tokens)} in "
+            f"{held.sequences} sequences of {held.corpus}"
         )
-    end_of_text = read_tokens(tokens, held.corpus).end_of_text
-    return HeldOut(scipy.sparse.csc_array(by_token), sample.rows(), sample, end_of_text)
+    return HeldOut(text.sample, text.rows, text.end_of_text, scipy.sparse.csc_array(by_token))

@@ -1,9 +1,10 @@
 """Features of one side of a comparison only: complex, well measured, matched by nothing; with what they do.
 
-Of the live features that fire in enough documents, those with the largest mean of two percentile ranks over the side,
-of complexity (up) and of MPPC (down). Each is taken out of the running model (zero ablation of its code at all tokens,
-the rest of the stream left as it is) in the sequences of its top contexts; its effect is the change of cross entropy,
-nats a prediction, over the predictions made at tokens where it fires, with an interval over documents.
+Of the comparison's unmatched features, those whose MPPC lies low with its whole interval, that fire in enough
+documents, those with the largest mean of two percentile ranks, of complexity (up) and of MPPC (down). Each is taken out
+of the running model (zero ablation of its code at all tokens, the rest of the stream left as it is) in the sequences of
+its top contexts; its effect is the change of cross entropy, nats a prediction, over the predictions made at tokens
+where it fires, with an interval over documents.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from scipy.stats import rankdata
 from universality.ablation.effects import ablation_edits, measure_loss
 from universality.alignment.bootstrap import document_index, percentile_interval, resample_weights
 from universality.alignment.resampling import DIRECTIONS
-from universality.analysis.held_out import HeldOut, read_held_out
+from universality.analysis.held_out import HeldOut, Marked, read_held_out
 from universality.analysis.settings import IdiosyncraticJob, IdiosyncraticSettings
 from universality.corpus.tokenizer import load_tokenizer
 from universality.models.language_model import LanguageModel
@@ -30,6 +31,8 @@ from universality.saes.load import load_sae
 from universality.saes.splicing import predicting_documents
 from universality.storage import read_table, replacing, write_table
 
+_EFFECT = ["effect", "low", "high", "predictions"]
+_CONTEXT = ["rank", "place", "value", *Marked._fields]
 _TOLD = ("complexity", "monosemanticity", "context_needed", "frequency")
 
 
@@ -46,37 +49,40 @@ def write_idiosyncratic(
 ) -> None:
     """features.parquet, a row a feature, the most idiosyncratic first; contexts.parquet, a row a context of each."""
     settings = job.idiosyncratic
-    held = {layer: read_held_out(codes, tokens, job.held) for layer, codes in folders.codes.items()}
-    table = _candidates(job, folders, comparison, held)
+    table = _candidates(job, folders, comparison, tokens)
     loaded = load_model(model, job.held.run.products, job.held.run.device)
     words = load_tokenizer(tokenizer)
-    features, shown = [], []
-    for rank, row in enumerate(progress(list(table.itertuples()), "features ablated")):
-        rows, values = _top(folders.measures[row.layer], row.feature, settings.contexts)
-        effect = measure_effect(loaded, load_sae(folders.saes[row.layer]), row, held[row.layer], rows, settings)
-        promoted = [words.decode([token]) for token in row.promoted]
-        features.append({"rank": rank, **row._asdict(), **effect, "promoted": promoted})
-        for place, (at, value) in enumerate(zip(rows, values, strict=True)):
-            text = held[row.layer].marked(at, words)
-            shown.append({"rank": rank, "place": place, "value": float(value), **text._asdict()})
+    effects: dict[int, dict] = {}
+    shown = []
+    for layer, listed in progress(list(table.groupby("layer")), "layers with features to ablate"):
+        held, sae = read_held_out(folders.codes[layer], tokens, job.held), load_sae(folders.saes[layer])
+        for row in listed.itertuples():
+            rows, values = _top(folders.measures[layer], row.feature, settings.contexts)
+            effects[row.rank] = measure_effect(loaded, sae, row, held, rows, settings)
+            for place, (at, value) in enumerate(zip(rows, values, strict=True)):
+                text = held.marked(at, words)
+                shown.append({"rank": row.rank, "place": place, "value": float(value), **text._asdict()})
+        del held  # before the next is read
+    table["promoted"] = [[words.decode([token]) for token in tokens_of] for tokens_of in table.promoted]
+    measured = pd.DataFrame([effects[rank] for rank in table["rank"]], columns=_EFFECT)
+    features = pd.concat([table.reset_index(drop=True), measured], axis=1)
+    contexts = pd.DataFrame(sorted(shown, key=lambda row: (row["rank"], row["place"])), columns=_CONTEXT)
     with replacing(out) as folder:
         folder.mkdir()
-        for name, found in (
-            ("features", pd.DataFrame(features).drop(columns="Index")),
-            ("contexts", pd.DataFrame(shown)),
-        ):
+        for name, found in (("features", features), ("contexts", contexts)):
             write_table(folder / f"{name}.parquet", pa.Table.from_pandas(found, preserve_index=False))
 
 
-def _candidates(job: IdiosyncraticJob, folders: Folders, comparison: Path, held: Mapping[int, HeldOut]) -> pd.DataFrame:
-    matched = read_table(comparison / "features.parquet").to_pandas()
-    matched = matched[(matched.direction == DIRECTIONS["ab".index(job.side)]) & ~matched.dead]
+def _candidates(job: IdiosyncraticJob, folders: Folders, comparison: Path, tokens: Path) -> pd.DataFrame:
+    """The features listed, by their `rank`."""
+    own = read_table(comparison / "unmatched.parquet").to_pandas()
+    own = own[own.direction == DIRECTIONS["ab".index(job.side)]]
     kept = ["layer", "feature", "mppc", "heldout_mppc", "p_value", "best_layer", "best_feature"]
     tables = []
     for layer, folder in folders.measures.items():
         table = read_table(folder / "measures.parquet").to_pandas()[["feature", "promoted", *_TOLD]]
-        table["documents"] = documents_of(held[layer])[table.feature]
-        tables.append(matched.loc[matched.layer == layer, kept].merge(table, on="feature"))
+        table["documents"] = documents_of(read_held_out(folders.codes[layer], tokens, job.held))[table.feature]
+        tables.append(own.loc[own.layer == layer, kept].merge(table, on="feature"))
     return most_idiosyncratic(pd.concat(tables, ignore_index=True), job.idiosyncratic)
 
 
@@ -85,7 +91,7 @@ def most_idiosyncratic(table: pd.DataFrame, settings: IdiosyncraticSettings) -> 
     table = table[(table.documents >= settings.min_documents) & table.complexity.notna()]
     score = (rankdata(table.complexity) + rankdata(-table.mppc)) / (2 * max(len(table), 1))
     order = np.argsort(-score, kind="stable")[: settings.listed]
-    return table.assign(idiosyncrasy=score).iloc[order]
+    return table.assign(idiosyncrasy=score).iloc[order].assign(rank=np.arange(len(order)))
 
 
 def documents_of(held: HeldOut) -> np.ndarray:

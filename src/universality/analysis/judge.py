@@ -75,7 +75,7 @@ class Judged(NamedTuple):
 
 class Shown(NamedTuple):
     """What is shown of a feature: `top` contexts to explain; `active` others where it fires; `silent` contexts where it
-    does not; `misplaced`: as many as `active`, the same texts with another token marked."""
+    does not; `misplaced`: of `active`, the texts with a wrong token marked."""
 
     top: list[Marked]
     active: list[Marked]
@@ -102,7 +102,7 @@ def _detection(shown: Shown, explanation: str, seed: Sequence[int]) -> _Test | N
 def _fuzzing(shown: Shown, explanation: str, seed: Sequence[int]) -> _Test | None:
     """Half of the texts with the right tokens marked, the others with wrong ones."""
     half = len(shown.active) // 2
-    parts = shown.active[:half], shown.misplaced[half:]
+    parts = shown.active[:half], shown.misplaced[-(len(shown.active) - half) :]
     right, wrong = ([context.with_marks for context in contexts] for contexts in parts)
     return _test(_FUZZ, explanation, right, wrong, seed)
 

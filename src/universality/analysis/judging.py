@@ -34,11 +34,12 @@ def write_judged(
     drawn = np.sort(live[np.random.default_rng(settings.seed).permutation(len(live))[: settings.features]])
     by_feature = dict(list(contexts[contexts.feature.isin(drawn)].groupby("feature")))
     shown = [_shown(int(f), by_feature[f], held, tokenizer, settings.tested, settings.seed) for f in drawn]
-    judged = judge(CachedChat(chat_of(settings), cache), shown, settings.seed)
+    chat = CachedChat(chat_of(settings), cache)
+    judged = judge(chat, shown, settings.seed)
     log.info("judge: %d features, %d malformed answers", len(judged), sum(one.malformed for one in judged))
     with replacing(out) as folder:
         folder.mkdir()
-        write_table(folder / "judged.parquet", _columns(drawn, judged))
+        write_table(folder / "judged.parquet", _columns(drawn, judged) | {"judge": [chat.identity] * len(drawn)})
 
 
 def _columns(features: np.ndarray, judged: list[Judged]) -> dict[str, object]:
@@ -61,18 +62,19 @@ def _shown(feature: int, contexts, held: HeldOut, tokenizer: PreTrainedTokenizer
     fires[held.codes.indices[held.codes.indptr[feature] : held.codes.indptr[feature + 1]]] = True
     others = contexts[contexts.kind == "quantile"].row.to_numpy()
     active = np.sort(others[rng.permutation(len(others))[:n]])
+    misplaced = (_misplaced(row, fires, held, tokenizer, rng) for row in active)
     return Shown(
         [held.marked(row, tokenizer) for row in contexts[contexts.kind == "top"].row],
         [held.marked(row, tokenizer) for row in active],
         [held.marked(row, tokenizer) for row in _silent(fires, held, n, rng)],
-        [_misplaced(row, fires, held, tokenizer, rng) for row in active],
+        [one for one in misplaced if one is not None],
     )
 
 
 def _silent(fires: np.ndarray, held: HeldOut, n: int, rng: np.random.Generator) -> list[int]:
     """Rows in whose windows the feature fires nowhere; fewer than `n` where there are hardly any."""
     found: list[int] = []
-    for row in rng.integers(0, len(fires), _TRIES * n):
+    for row in rng.permutation(len(fires))[: _TRIES * n]:
         window = held.window(int(row))
         if not fires[window.start : window.stop].any():
             found.append(int(row))
@@ -83,8 +85,7 @@ def _silent(fires: np.ndarray, held: HeldOut, n: int, rng: np.random.Generator) 
 
 def _misplaced(
     row: int, fires: np.ndarray, held: HeldOut, tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator
-) -> Marked:
-    """The row's text with another token marked, one where the feature is silent if there is one."""
-    window = [other for other in held.window(row) if other != row] or [row]
-    silent = [other for other in window if not fires[other]]
-    return held.marked(row, tokenizer, int(rng.choice(silent or window)))
+) -> Marked | None:
+    """The row's text with a token marked where the feature is silent, if there is one."""
+    silent = [other for other in held.window(row) if not fires[other]]
+    return held.marked(row, tokenizer, int(rng.choice(silent))) if silent else None

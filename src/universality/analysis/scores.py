@@ -1,6 +1,6 @@
 """Two scores of each feature, from measures whose weights were fixed before any result was seen.
 
-    complexity = 0.4 log2(context needed) / log2(longest) + 0.3 (1 - R2_1) + 0.2 (1 - R2_3) + 0.1 entropy / log2(V)
+    full complexity = 0.4 log2(context needed) / log2(longest) + 0.3 (1 - R2_1) + 0.2 (1 - R2_3) + 0.1 entropy / log2(V)
 
 with the terms cut to [0, 1]: 0 for a feature that one token decides, 1 for one that needs the whole context and that no
 n-gram predicts. The context needed is measured of some features only, so that there is also the score without its term,
@@ -8,7 +8,7 @@ whose weight the others share in proportion, of all.
 
     monosemanticity = P( sim(top_i, top_j) > sim(top_i, random_k) )
 
-over pairs of a feature's top contexts and pairs of one with one of other features' random contexts, ties counting half:
+over pairs of a feature's top contexts and pairs of one with one of any features' random contexts, ties counting half:
 the area under the ROC curve (Mann-Whitney). sim is the cosine of TF-IDF vectors (Spaerck Jones 1972) of the tokens in a
 window, the feature's own token counted apart from its neighbours. 0.5: top contexts are no more like each other than
 like any; 1: they are all alike. It sees shared tokens alone: a feature of a meaning that many words express scores low.

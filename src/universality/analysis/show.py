@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from universality.analysis.held_out import read_held_out
+from universality.analysis.held_out import read_text
 from universality.analysis.settings import Held
 from universality.config import load_study
 from universality.corpus.tokenizer import load_tokenizer
@@ -29,15 +29,15 @@ def show(study_file: Path, place: str, feature: int, n_top: int, console: Consol
     }
     if tables["contexts"].empty:
         raise StudyError(f"FEATURE: {feature} of {place} is dead or not there")
-    measures = tables["measures"].iloc[0].drop(["feature", "dead", "promoted"])
+    [measures] = tables["measures"].drop(columns=["feature", "dead", "promoted"]).to_dict("records")
     words = load_tokenizer(study_file.parent / plan.tokenizer_of(model))
-    console.print(Text("  ".join(f"{name} {value:.4g}" for name, value in measures.items())), soft_wrap=True)
+    told = (f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in measures.items())
+    console.print(Text("  ".join(told)), soft_wrap=True)
     promoted = [repr(words.decode([token])) for token in tables["measures"].promoted.iloc[0]]
     console.print(Text(f"promotes {', '.join(promoted)}"), soft_wrap=True)
     cache = plan.study.activations.cache
     run = EvaluationRun(sample_seed=cache.sample_seed, products=cache.products, device=cache.device)
-    held = read_held_out(
-        results / "features" / place,
+    held = read_text(
         study_file.parent / plan.tokens_of(model),
         Held(corpus=known[place].corpus, sequences=plan.study.activations.evaluation_sequences, run=run),
     )

@@ -21,6 +21,7 @@ from universality.alignment.sides import ModelSide
 from universality.alignment.token_order import TokenOrder
 from universality.analysis.against import Resampling, partial_rank_correlation, rank_correlation
 from universality.analysis.settings import AgainstSettings
+from universality.errors import StudyError
 from universality.runtime import progress
 from universality.storage import read_table, replacing, write_table
 
@@ -46,6 +47,7 @@ def write_similarity(
     out: Path,
 ) -> None:
     """`measures`: by layer, the folder of `analysis features`, for each side; `judged`: of `analysis judge`, if any."""
+    _check_judges([folder for side in judged for folder in side.values()])
     matched = read_table(comparison / "features.parquet").to_pandas()
     tables = [
         _joined(matched[matched.direction == direction], own, of_judge, settings)
@@ -94,6 +96,17 @@ def _scores(folder: Path) -> pd.DataFrame:
     table = read_table(folder / "judged.parquet").to_pandas()
     named = {"complexity": "judge_complexity", "monosemanticity": "judge_monosemanticity"}
     return table.rename(columns=named)[["feature", *JUDGED]]
+
+
+def _check_judges(folders: list[Path]) -> None:
+    """Raises StudyError if they are of several judges, which the environment names."""
+    judges: dict[str, Path] = {}
+    for folder in folders:
+        for name in read_table(folder / "judged.parquet", ["judge"])["judge"].unique().to_pylist():
+            judges.setdefault(name, folder)
+    if len(judges) > 1:
+        told = "; ".join(f"{folder}: {name}" for name, folder in judges.items())
+        raise StudyError(f"analysis.judge: these were judged by different models, remake one: {told}")
 
 
 def resampled_mppc(

@@ -78,7 +78,8 @@ def binned_mppc(kinds: Kinds) -> str:
         figure, axes = plt.subplots(1, len(measures), figsize=(5.5 * len(measures), 4), squeeze=False, sharey=True)
         for axis, measure in zip(axes[0], measures, strict=True):
             for number, (name, bins) in enumerate(tables.items()):
-                for marker, (_, rows) in zip(MARKERS, bins[bins.measure == measure].groupby("direction"), strict=False):
+                for direction, rows in bins[bins.measure == measure].groupby("direction"):
+                    marker = MARKERS[direction == "b_to_a"]
                     error = np.maximum([rows.mean_mppc - rows.low, rows.high - rows.mean_mppc], 0)
                     axis.errorbar(
                         (rows["from"] + rows["to"]) / 2, rows.mean_mppc, yerr=error, color=f"C{number}", marker=marker,

@@ -38,7 +38,8 @@ class Need(NamedTuple):
 
 
 def needs(study: Study) -> list[Need]:
-    """Of all stages whose disk or time grows with the study's sizes; corpus, circuits and report are left out."""
+    """Of all stages whose disk or time grows with the study's sizes; corpus, circuits, ablation, analysis
+    and report are left out."""
     return [*_models(study), *_activations(study), *_saes(study), *_features(study), *_dense(study)]
 
 

@@ -174,6 +174,10 @@ def test_parts_are_read_back_as_they_were_found(tmp_path):
     order = order_by_document(planted.documents, [], 50, 1)
     sides = in_memory("a", a), in_memory("b", b)
     write_block(*sides, order, MATCHING, tmp_path / "part.safetensors")
-    found, _ = read_blocks([tmp_path / "part.safetensors"], *sides)
+    found, frequency = read_blocks([tmp_path / "part.safetensors"], *sides)
+    for side, codes in zip(frequency, (a, b), strict=True):
+        assert set(side) == {3, 7}
+        for number, shares in side.items():
+            np.testing.assert_allclose(shares, (codes[number].toarray() != 0).mean(axis=0))
     assert set(found) == {(d, x, y) for d in "ab" for x in (3, 7) for y in (3, 7)}
     assert found["a", 3, 7].r.shape == (60, 4)

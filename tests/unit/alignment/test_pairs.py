@@ -7,7 +7,7 @@ from universality.alignment.assignment import one_to_one
 from universality.alignment.bootstrap import centred_interval, normal_interval, percentile_interval, resample_weights
 from universality.alignment.layers import sparse_layer
 from universality.alignment.null import critical, p_values, significant
-from universality.alignment.pairs import correlations, group_sums, influence
+from universality.alignment.pairs import correlations, group_sums, influence, summed_influence
 from universality.alignment.token_order import order_by_document
 
 
@@ -29,6 +29,25 @@ def pair():
     y = 0.5 * x + rng.random(x.shape) * (rng.random(x.shape) < 0.3)
     x[:, 3] += 50  # a dense column, whose sums would cancel
     return x.astype(np.float32), y.astype(np.float32), order_by_document(documents, [], 24, seed=1)
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_summed_influences_are_the_sums_of_influences(pair, rotated):
+    """Of more pairs than one part holds, of none, of ranges; of sparse layers and of dense ones."""
+    x, y, order = pair
+    rotation = int(order.documents[5]) if rotated else 0
+    n, sizes = len(order.groups) - 1, np.diff(order.groups).astype(float)
+    i, j = np.divmod(np.arange(160) % 16, 4)
+    ranges = [(0, n), (3, n), (0, 7), (0, 0)]
+    sparse = [sparse_layer(scipy.sparse.csr_array(z), order) for z in (x, y)]
+    dense = [Blocks(z[order.rows].astype(np.float64)) for z in (x, y)]
+    for layers in (sparse, dense):
+        sums = group_sums(*layers, i, j, order, rotation)
+        found = summed_influence(*layers, i, j, order, rotation, ranges)
+        for moves, (first, last) in zip(found, ranges, strict=True):
+            expected = influence(sums[:, first:last], sizes[first:last]).sum(axis=1)
+            np.testing.assert_allclose(moves, expected, atol=1e-12)
+        assert not summed_influence(*layers, i[:0], j[:0], order, rotation, [(0, n)])[0].any()
 
 
 @pytest.mark.parametrize("rotated", [False, True])

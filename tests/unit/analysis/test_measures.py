@@ -235,6 +235,13 @@ def test_rank_correlations_are_scipys_and_partial_ones_hold_others_equal():
     partial = partial_rank_correlation(x, y, frequency, layer, Resampling(200, 0, 0.95))
     assert plain.low > 0.5
     assert abs(partial.value) < 0.15
+    few = np.where(np.arange(500) < 60, x, np.nan)  # of features without a value nothing depends
+    alone = partial_rank_correlation(x[:60], y[:60], frequency[:60], layer[:60], Resampling(20, 0, 0.95))
+    assert partial_rank_correlation(few, y, frequency, layer, Resampling(20, 0, 0.95)) == alone
+    design = np.column_stack([layer[:60, None] == np.arange(4), scipy.stats.rankdata(frequency[:60])]).astype(float)
+    ranks = np.column_stack([scipy.stats.rankdata(v[:60]) for v in (x, y)])
+    left = ranks - design @ np.linalg.lstsq(design, ranks, rcond=None)[0]
+    assert alone.value == pytest.approx(np.corrcoef(left.T)[0, 1], abs=1e-9)
     x[3] = np.nan
     assert rank_correlation(x, y, Resampling(20, 0, 0.95)).n == 499
     assert np.isnan(rank_correlation(np.ones(500), y, Resampling(20, 0, 0.95)).value)
