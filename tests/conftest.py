@@ -1,5 +1,6 @@
 """Small real things that tests of several stages share."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,12 @@ def other_text_folder(tmp_path_factory) -> Path:
 def corpus(text_folder, other_text_folder, tmp_path_factory) -> Path:
     """A corpus folder as the workflow makes it: documents, tokenizer, tokens; another tokenizer and its tokens."""
     out = tmp_path_factory.mktemp("corpus")
-    source = FilesSource(paths=[str(text_folder)])
-    others = {"other": FilesSource(paths=[str(other_text_folder)])}
+    # Which documents are held out follows from their paths, which are the same in every run from the folder above.
+    source = FilesSource(paths=[text_folder.name])
+    others = {"other": FilesSource(paths=[other_text_folder.name])}
     settings = DocumentsSettings(source=source, others=others, min_characters=10, evaluation_fraction=0.3, split_seed=0)
-    write_documents(settings, out / "documents.parquet")
+    with contextlib.chdir(text_folder.parent):
+        write_documents(settings, out / "documents.parquet")
     write_tokenizer(TrainedTokenizer(vocab_size=300), out / "documents.parquet", out / "tokenizer")
     write_tokenizer(TrainedTokenizer(vocab_size=270), out / "documents.parquet", out / "other_tokenizers" / "small")
     write_tokens(out / "documents.parquet", out / "tokenizer", LENGTH, out / "tokens")

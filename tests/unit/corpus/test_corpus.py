@@ -188,9 +188,10 @@ def test_local_files_of_all_corpora_are_watched(tmp_path):
     assert local_paths(corpora) == [str(tmp_path / name / f"0{n}.txt") for name in ("main", "other") for n in (0, 1)]
 
 
-def test_documents_of_other_corpora_train_nothing(corpus, text_folder, tmp_path):
+def test_documents_of_other_corpora_train_nothing(corpus, text_folder, tmp_path, monkeypatch):
     """Tokenizer and train tokens are to the byte what they are without the other corpus."""
-    source = FilesSource(paths=[str(text_folder)])
+    monkeypatch.chdir(text_folder.parent)
+    source = FilesSource(paths=[text_folder.name])
     write_documents(settings(source, min_characters=10, evaluation_fraction=0.3), tmp_path / "documents.parquet")
     write_tokenizer(TrainedTokenizer(vocab_size=300), tmp_path / "documents.parquet", tmp_path / "tokenizer")
     write_tokens(tmp_path / "documents.parquet", tmp_path / "tokenizer", LENGTH, tmp_path / "tokens")
@@ -317,8 +318,9 @@ def test_a_truncated_documents_file_is_named(corpus, tmp_path):
         write_tokenizer(TrainedTokenizer(vocab_size=300), broken, tmp_path / "t")
 
 
-def test_bytes_do_not_depend_on_the_run(text_folder, other_text_folder, corpus, tmp_path):
-    source, other = (FilesSource(paths=[str(folder)]) for folder in (text_folder, other_text_folder))
+def test_bytes_do_not_depend_on_the_run(text_folder, other_text_folder, corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(text_folder.parent)
+    source, other = (FilesSource(paths=[folder.name]) for folder in (text_folder, other_text_folder))
     again = settings(source, others={"other": other}, min_characters=10, evaluation_fraction=0.3)
     write_documents(again, tmp_path / "documents.parquet")
     write_tokens(tmp_path / "documents.parquet", corpus / "tokenizer", LENGTH, tmp_path / "tokens")
