@@ -12,14 +12,14 @@ rule all_ablation:
 
 rule ablation:
     input:
-        model=lambda wildcards: f"results/models/{ablated(wildcards).model}",
+        model=lambda wildcards: f"results/models/{side_of(wildcards).model}",
         saes=lambda wildcards: [
-            f"results/saes/{f.path}" for f in plan.side(ablated(wildcards))
+            f"results/saes/{f.path}" for f in plan.side(side_of(wildcards))
         ],
         codes=side_codes,
         comparison="results/alignment/{comparison}",
-        tokens=lambda wildcards: plan.tokens_of(ablated(wildcards).model),
-        tokenizer=lambda wildcards: plan.tokenizer_of(ablated(wildcards).model),
+        tokens=lambda wildcards: plan.tokens_of(side_of(wildcards).model),
+        tokenizer=lambda wildcards: plan.tokenizer_of(side_of(wildcards).model),
     output:
         directory("results/ablation/{comparison}/{side}"),
     log:

@@ -96,14 +96,14 @@ rule analysis_similarity:
 rule analysis_idiosyncratic:
     input:
         comparison="results/alignment/{comparison}",
-        model=lambda wildcards: f"results/models/{ablated(wildcards).model}",
+        model=lambda wildcards: f"results/models/{side_of(wildcards).model}",
         saes=lambda wildcards: [
-            f"results/saes/{f.path}" for f in plan.side(ablated(wildcards))
+            f"results/saes/{f.path}" for f in plan.side(side_of(wildcards))
         ],
         codes=side_codes,
         measures=lambda wildcards: side_analyses("features", wildcards.side)(wildcards),
-        tokens=lambda wildcards: plan.tokens_of(ablated(wildcards).model),
-        tokenizer=lambda wildcards: plan.tokenizer_of(ablated(wildcards).model),
+        tokens=lambda wildcards: plan.tokens_of(side_of(wildcards).model),
+        tokenizer=lambda wildcards: plan.tokenizer_of(side_of(wildcards).model),
     output:
         directory("results/analysis/idiosyncratic/{comparison}/{side}"),
     log:

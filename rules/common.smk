@@ -247,9 +247,13 @@ def evaluation_settings(wildcards):
         }
         for d in evaluated(wildcards)
     ]
+    return as_json(saes=saes, evaluation=study.saes.evaluation, run=model_run())
+
+
+def model_run():
+    """What models run on after training, as they did for the stored activations."""
     cache = study.activations.cache
-    run = {key: getattr(cache, key) for key in ("sample_seed", "products", "device")}
-    return as_json(saes=saes, evaluation=study.saes.evaluation, run=run)
+    return {key: getattr(cache, key) for key in ("sample_seed", "products", "device")}
 
 
 def held_out_shards(wildcards):
@@ -357,7 +361,7 @@ def task_settings(wildcards):
     )
 
 
-def ablated(wildcards):
+def side_of(wildcards):
     """The side of a comparison that a job is of."""
     return getattr(study.alignment.comparisons[wildcards.comparison], wildcards.side)
 
@@ -366,16 +370,15 @@ def side_codes(wildcards):
     """Its codes, in the order of its layers."""
     corpus = study.alignment.comparisons[wildcards.comparison].corpus
     return [
-        f"results/features/{corpus}/{f.path}" for f in plan.side(ablated(wildcards))
+        f"results/features/{corpus}/{f.path}" for f in plan.side(side_of(wildcards))
     ]
 
 
 def ablation_settings(wildcards):
     """Which features are ablated, and what is measured on what."""
-    cache = study.activations.cache
     return as_json(
         side=wildcards.side,
-        layers=plan.layers(ablated(wildcards).model),
+        layers=plan.layers(side_of(wildcards).model),
         corpus=study.alignment.comparisons[wildcards.comparison].corpus,
         sequences=study.ablation.sequences,
         features=study.ablation.features,
@@ -384,7 +387,7 @@ def ablation_settings(wildcards):
             for name, task in study.circuits.tasks.items()
         },
         measuring=study.circuits.measuring,
-        run={key: getattr(cache, key) for key in ("sample_seed", "products", "device")},
+        run=model_run(),
     )
 
 
@@ -394,14 +397,8 @@ def tokens_of_model(wildcards):
 
 def held_out(corpus):
     """The sequences of a held-out corpus that activations were cached of."""
-    cache = study.activations.cache
-    return {
-        "corpus": corpus,
-        "sequences": study.activations.evaluation_sequences,
-        "run": {
-            key: getattr(cache, key) for key in ("sample_seed", "products", "device")
-        },
-    }
+    sequences = study.activations.evaluation_sequences
+    return {"corpus": corpus, "sequences": sequences, "run": model_run()}
 
 
 def analysis_features_settings(wildcards):
@@ -450,7 +447,7 @@ def idiosyncratic_settings(wildcards):
     """Which features of one side are listed, and what they are ablated in."""
     return as_json(
         side=wildcards.side,
-        layers=plan.layers(ablated(wildcards).model),
+        layers=plan.layers(side_of(wildcards).model),
         held=held_out(study.alignment.comparisons[wildcards.comparison].corpus),
         idiosyncratic=study.analysis.idiosyncratic,
     )

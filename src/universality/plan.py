@@ -262,8 +262,11 @@ class Plan:
 
     def feature_sets(self) -> list[CorpusFeatures]:
         """What the features stage encodes: the SAEs that comparisons ask for on each corpus, each once."""
+        return self._codes_of(self._comparisons())
+
+    def _codes_of(self, comparisons: list[Comparison]) -> list[CorpusFeatures]:
         return sorted(
-            {CorpusFeatures(c.corpus, f) for c in self._comparisons() for side in (c.a, c.b) for f in self.side(side)}
+            {CorpusFeatures(c.corpus, f) for c in comparisons for side in (c.a, c.b) for f in self.side(side)}
         )
 
     def side(self, side: Side) -> list[FeatureSet]:

@@ -297,14 +297,12 @@ def test_partners_are_sought_in_the_layers_that_they_are_of():
     rows = {"layer": [1, 2, 6], "feature": [0, 1, 2], "best_layer": [7, 5, 5], "best_feature": [1, 2, 3]}
     back = {"layer": [5, 7], "feature": [4, 0], "best_layer": [6, 1], "best_feature": [5, 0]}
     found = resampled_mppc(sides, order, [pd.DataFrame(rows), pd.DataFrame(back)], AGAINST)
-    whole = np.ones((1, len(order.groups) - 1))
     for table, r in zip((rows, back), found, strict=True):
         for k in range(len(table["layer"])):
             x = values[table["layer"][k]][:, table["feature"][k]]
             y = values[table["best_layer"][k]][:, table["best_feature"][k]]
             assert np.isfinite(r[:, k]).all()
             assert r[:, k].mean() == pytest.approx(np.corrcoef(x, y)[0, 1], abs=0.05)
-    assert whole.sum() > 8
 
 
 def test_layers_judged_by_different_models_are_refused(tmp_path):
