@@ -364,7 +364,7 @@ def test_the_command_asks_an_endpoint_once(folders, corpus, tmp_path, monkeypatc
     tested = table[["detection", "fuzzing"]].stack().dropna()  # a feature that fires everywhere has no silent text
     assert tested.between(0, 1).all()
     assert asked == 4 + len(tested)
-    assert len(tested) >= 1
+    assert len(tested) >= 3
     CliRunner().invoke(app, [*map(str, arguments), str(tmp_path / "two")])
     assert len(server.asked) == asked
     assert (tmp_path / "two" / "judged.parquet").read_bytes() == (tmp_path / "one" / "judged.parquet").read_bytes()
