@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse
 
 from universality.alignment.token_order import TokenOrder
+from universality.kernels.compiled import njit
 
 _CHUNKS = 16  # of the entries, summed apart and then together: the same sums on any number of threads
 _CONSTANT = 1e-12  # of the largest value: a column that varies less is constant up to rounding
@@ -96,7 +97,7 @@ def sparse_layer(codes: scipy.sparse.csr_array, order: TokenOrder) -> SparseLaye
     )  # fmt: skip
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _column_sums(features, values, n_features):
     """Of each column [F]: how many values are not 0, their sum, and that of their squares."""
     firing = np.zeros((_CHUNKS, n_features), np.int64)
@@ -127,7 +128,7 @@ def _centred(codes: scipy.sparse.csr_array, dense: np.ndarray) -> scipy.sparse.c
     return (rest + centred).tocsr()
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _copy_rows(source, indices, data, rows, starts, features, values):
     for place in numba.prange(len(rows)):
         old, new = source[rows[place]], starts[place]
@@ -136,7 +137,7 @@ def _copy_rows(source, indices, data, rows, starts, features, values):
             values[new + k] = data[old + k]
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _transpose(starts, features, values, ranges, feature_starts, tokens, by_feature):
     """Counting sort, each of the ranges of features by itself. `feature_starts` is filled in."""
     for part in numba.prange(len(ranges) - 1):
@@ -165,7 +166,7 @@ def _sparse_moments(starts: np.ndarray, tokens: np.ndarray, values: np.ndarray, 
     return Moments(mean, sd)
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _moments_by_feature(starts, tokens, values, segments, mean, sd):
     """Two passes a segment: deviations from the mean are summed, zeros being -mean each."""
     for i in numba.prange(len(starts) - 1):

@@ -21,6 +21,7 @@ import numpy as np
 from universality.alignment.layers import Moments, SparseLayer
 from universality.alignment.token_order import TokenOrder
 from universality.alignment.top import Found
+from universality.kernels.compiled import njit
 from universality.kernels.prefetch import prefetch, prefetch_once
 
 _AHEAD = 1  # tokens of a feature whose entries are asked for before they are used,
@@ -119,7 +120,7 @@ def _found(r, partner, prefix_r, chosen, heldout_r, null_r, null_partner) -> Fou
     return Found(correlation(r), partner, correlation(prefix_r), chosen, correlation(heldout_r), null_r, null_partner)
 
 
-@numba.njit(cache=True)
+@njit()
 def _add_entries(sums, entry, stop, cut, tokens, values, b_starts, b_features, b_values, n_tokens, rotation):
     """Add what comes with the feature's entries before place `cut`; returns the first entry that is left.
 
@@ -162,7 +163,7 @@ def _add_entries(sums, entry, stop, cut, tokens, values, b_starts, b_features, b
     return entry
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@njit(parallel=True, error_model="numpy")
 def _match(
     a_starts, a_tokens, a_values, a_scale, a_offset, b_starts, b_features, b_values, b_scale, b_offset, cuts, half,
     row_r, row_partner, row_prefix, row_chosen, row_heldout, col_r, col_partner, col_prefix, col_chosen, col_heldout,
@@ -213,7 +214,7 @@ def _match(
                     col_heldout[w, j] = scale_i * sums[q, j] * b_scale[last + 1, j] - offset_i * b_offset[last + 1, j]
 
 
-@numba.njit(cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def _keep_first(sums, rows, scale, offset, b_scale, b_offset, row_best, col_best, won):
     """On a prefix: each row's largest correlation into row_best and those columns' for which one is the largest so far.
 
@@ -244,7 +245,7 @@ def _keep_first(sums, rows, scale, offset, b_scale, b_offset, row_best, col_best
     return where, n_won
 
 
-@numba.njit(cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def _keep_best(sums, rows, scale, offset, b_scale, b_offset, row_r, row_partner, worst, col_r, col_partner):
     """On all tokens: put the correlations of rows where they belong among the rows' best and each column's."""
     m = row_r.shape[1]
@@ -267,7 +268,7 @@ def _keep_best(sums, rows, scale, offset, b_scale, b_offset, row_r, row_partner,
                     worst[j] = col_r[j, m - 1]
 
 
-@numba.njit(cache=True)
+@njit()
 def _insert(r, partner, best_r, best_partner):
     """Into a descending list that drops its last; after its equals."""
     place = len(best_r) - 1
@@ -277,7 +278,7 @@ def _insert(r, partner, best_r, best_partner):
     best_r[place], best_partner[place] = r, partner
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@njit(parallel=True, error_model="numpy")
 def _match_rotated(
     chosen, x_starts, x_tokens, x_values, x_scale, x_offset, y_starts, y_features, y_values, y_scale, y_offset,
     n_tokens, rotation, best_r, best_partner,

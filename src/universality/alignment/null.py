@@ -9,6 +9,8 @@ import numba
 import numpy as np
 import scipy.stats
 
+from universality.kernels.compiled import njit
+
 
 def p_values(r: np.ndarray, frequency: np.ndarray, null_r: np.ndarray, null_frequency: np.ndarray, neighbours: int):
     """p [n] of maxima `r` [n]: (1 + how many of the null maxima are no smaller) / (1 + how many there are), among those
@@ -71,7 +73,7 @@ def _nearest(centres: np.ndarray, place: np.ndarray) -> np.ndarray:
     return np.where(place - centres[right - 1] <= centres[right] - place, right - 1, right)
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _count(r, window, nulls, p):
     for i in numba.prange(len(r)):
         if not np.isnan(r[i]):

@@ -6,6 +6,7 @@ import numpy as np
 from universality.alignment.dense import rotated_block
 from universality.alignment.layers import Layer, SparseLayer
 from universality.alignment.token_order import TokenOrder
+from universality.kernels.compiled import njit
 
 _CONSTANT = 1e-12  # of the mean square: a feature that varies less does not vary
 _TOGETHER = 64  # pairs that one thread looks at, one after the other
@@ -37,13 +38,13 @@ def influence(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return moves
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _influences(sums, sizes, moves):
     for pair in numba.prange(len(sums)):
         _add_influence(sums[pair], sizes, moves[pair])
 
 
-@numba.njit(cache=True)
+@njit()
 def _add_influence(sums, sizes, moves):
     """Of one pair, sums [5, G], added to moves [G]."""
     n_groups, n = len(moves), sizes.sum()
@@ -115,14 +116,14 @@ def group_sums(x: Layer, y: Layer, i: np.ndarray, j: np.ndarray, order: TokenOrd
     return sums
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _sparse_sums(i, j, x_starts, x_tokens, x_values, y_starts, y_tokens, y_values, groups, n_tokens, rotation, sums):
     for pair in numba.prange(len(i)):
         x, y = slice(x_starts[i[pair]], x_starts[i[pair] + 1]), slice(y_starts[j[pair]], y_starts[j[pair] + 1])
         _add_sums(x_tokens[x], x_values[x], y_tokens[y], y_values[y], groups, n_tokens, rotation, sums[:, :, pair])
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _sparse_influence(
     i, j, x_starts, x_tokens, x_values, y_starts, y_tokens, y_values, groups, n_tokens, rotation, bounds, sizes, parts
 ):
@@ -138,7 +139,7 @@ def _sparse_influence(
                 _add_influence(sums[:, first:last], sizes[first:last], parts[part, k, : last - first])
 
 
-@numba.njit(cache=True)
+@njit()
 def _add_sums(x_tokens, x_values, y_tokens, y_values, groups, n_tokens, rotation, sums):
     """Of one pair [5, G]: walk both features' entries in the order of x's tokens; y's come from the one that the
     rotation puts first."""

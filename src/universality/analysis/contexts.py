@@ -15,6 +15,7 @@ import scipy.sparse
 
 from universality.activations.format import TokenRows
 from universality.analysis.text import preceding
+from universality.kernels.compiled import njit
 
 WINDOW = 8
 """Tokens, the feature's own the last, that make two contexts the same text."""
@@ -81,7 +82,7 @@ def window_hashes(rows: TokenRows) -> np.ndarray:
     return found
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _top_entries(starts, rows, values, hashes, sequences, top):
     """Fill in each feature's strongest entries, no two of one text or sequence; equal values in the order of rows."""
     n_top = top.shape[1]

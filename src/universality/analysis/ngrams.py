@@ -21,6 +21,7 @@ import numpy as np
 import scipy.sparse
 
 from universality.analysis.text import Grams
+from universality.kernels.compiled import njit
 
 KAPPA = 1.0
 """The penalty: as many tokens of the shorter n-gram's mean are added."""
@@ -44,7 +45,7 @@ def predictability(codes: scipy.sparse.csc_array, grams: Grams, half: np.ndarray
         return np.where(around_mean > 0, 1 - errors / around_mean, np.nan)
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _errors(
     starts, tokens, values, train, gram1, gram2, gram3, children1, children2,
     train1, test1, train2, test2, train3, test3, n_train, n_test, kappa, n_chunks,

@@ -18,6 +18,7 @@ import scipy.sparse
 from universality.alignment.layers import sparse_layer
 from universality.alignment.mppc import Drawn, match_sparse
 from universality.alignment.token_order import TokenOrder
+from universality.kernels.compiled import njit
 
 
 class FeatureMeasures(NamedTuple):
@@ -57,7 +58,7 @@ def most_alike(codes: scipy.sparse.csc_array, order: TokenOrder) -> tuple[np.nda
     return found.r[pick], np.where(np.isnan(found.r[pick]), -1, found.partner[pick])
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _measures(starts, rows, values, tokens, bins, in_bin, vocabulary, n_chunks):
     n_features, n_tokens, n_bins = len(starts) - 1, len(tokens), len(in_bin)
     entropy, share, mean = (np.full(n_features, np.nan), np.full(n_features, np.nan), np.full(n_features, np.nan))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from universality.kernels.arrays import as_array, as_kernel_array
+from universality.kernels.compiled import njit
 from universality.kernels.elementary import FASTMATH, load, silu
 
 _BLOCK = 64  # channels at a time
@@ -31,7 +32,7 @@ def conv_taps(x, weight):
     return torch.stack([padded[:, k : k + length] * weight[:, k] for k in range(taps)], dim=2)
 
 
-@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
+@njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
 def _forward(x, start, weight_t, bias, out, activate):
     """Channels of x [B, L, C] from `start` on -> out [B, L, E], through SiLU if `activate`."""
     n_batch, n_pos, n_chan = out.shape
@@ -58,7 +59,7 @@ def _forward(x, start, weight_t, bias, out, activate):
                         out_row[e] = total[e]
 
 
-@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
+@njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
 def _backward(x, weight_t, dpre, dx, dweight_t, dbias):
     """dweight_t [B, K, E] and dbias [B, E] are per sequence, so that their sums have one order."""
     n_batch, n_pos, n_chan = x.shape

@@ -4,10 +4,6 @@ Numba would call the scalar exp of the C library for every element. Here 2^x is 
 error 2e-7, exactly 1 at 0, so that a decay of nothing leaves a state unchanged) and an addition to the exponent's bits.
 """
 
-import hashlib
-from pathlib import Path
-
-import llvmlite.binding
 import numba
 import numpy as np
 from numba import types
@@ -19,31 +15,6 @@ LN2 = f32(0.6931471805599453)
 # Not reassociation: the rounding trick of exp2 would be optimised away, and sums keep their order.
 FASTMATH = {"contract", "nnan", "ninf", "nsz", "arcp"}
 _ROUND = f32(1.5 * 2**23)  # added to a small float32, leaves its nearest integer in the low bits
-
-
-def _keep_compiled_by_content() -> None:
-    """Have numba keep compiled kernels in a folder named by all kernels' sources.
-
-    It looks at the file of a kernel only, so that after a change here it would go on with what it had compiled. Kernels
-    of other packages, which use what is here, are kept there too.
-    """
-    if not numba.config.CACHE_DIR:
-        digest = hashlib.sha256()
-        for path in sorted(Path(__file__).parent.glob("*.py")):
-            digest.update(path.read_bytes())
-        numba.config.CACHE_DIR = str(Path(__file__).parent / "__pycache__" / digest.hexdigest()[:16])
-
-
-def _use_wide_vectors() -> None:
-    """Let the compiler use 512-bit vectors where the CPU has them; by default it holds to 256 on many that do."""
-    features = llvmlite.binding.get_host_cpu_features()
-    if features.get("avx512f") and numba.config.CPU_FEATURES is None:
-        numba.config.CPU_NAME = llvmlite.binding.get_host_cpu_name()
-        numba.config.CPU_FEATURES = features.flatten() + ",-prefer-256-bit"
-
-
-_keep_compiled_by_content()
-_use_wide_vectors()
 
 
 @intrinsic

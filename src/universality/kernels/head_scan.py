@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from universality.kernels.arrays import as_array, as_kernel_array
+from universality.kernels.compiled import njit
 from universality.kernels.elementary import FASTMATH, LOG2E, exp2_nonpositive, load, silu, softplus
 
 _CHUNK = 64  # positions: the masked product grows with it, the number of states between chunks falls
@@ -108,7 +109,7 @@ def _between_chunks(B, decay, written, initial_state):
     return torch.stack(before, 1), state.transpose(-1, -2).reshape(n_batch, groups * per_group, width, -1)
 
 
-@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
+@njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
 def _gated(mixed, projected, step_bias, step_low, step_high, A, D, n_state, y):
     """mixed [B, L, H * P + 2GN] is u, B, C; projected [B, L, ...] begins with z [H * P] and ends with the steps [H].
 

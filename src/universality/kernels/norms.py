@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from universality.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array
+from universality.kernels.compiled import njit
 from universality.kernels.elementary import FASTMATH, f32, load, rounded
 
 _BLOCK = 64  # partial sums, added up at the end: lanes of the vectors
 
 
-@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
+@njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
 def _rms_norm(x, weight, eps, group, out):
     """x, out [rows, width]; the width is whole groups."""
     n_rows, width = x.shape

@@ -25,6 +25,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from universality.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array
+from universality.kernels.compiled import njit
 from universality.kernels.elementary import (
     FASTMATH,
     LN2,
@@ -58,7 +59,7 @@ def selective_scan_reference(u, delta, A, B, C, D, initial_state=None):
     return y, states
 
 
-@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
+@njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
 def _forward(u, delta, delta_bias, A_t, B, C, D, gate, gate_offset, state, y, stored):
     """state [B, N, E] holds h_0 and ends as h_L.
 
@@ -176,7 +177,7 @@ def _backward_chunk(
             dskip[e] += dout[e] * x[e]
 
 
-@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
+@njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
 def _backward(u, delta, A_t, B, C, D, stored, dy, dstate, du, ddelta, dA_t, dB, dC, dD):
     """dstate [B, N, E] holds the gradient of h_L, ends as that of h_0. dA_t [B, N, E], dD [B, E] are per sequence."""
     n_batch, n_pos, n_chan = u.shape

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from universality.kernels.arrays import as_array
+from universality.kernels.compiled import njit
 from universality.kernels.elementary import FASTMATH, LOG2E, exp2_nonpositive
 
 _BLOCK = 64  # channels per task
@@ -25,7 +26,7 @@ def selective_step_reference(u, delta, A, B, C, D, state):
     return torch.einsum("psen,psn->pse", after, C) + D * u
 
 
-@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
+@njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
 def _step(u, delta, A_t, B, C, D, state, y):
     """state [S, N, E]; A_t [N, E] is A * log2(e)."""
     n_variants, n_seq, n_chan = u.shape

@@ -14,6 +14,7 @@ import numba
 import numpy as np
 import torch
 
+from universality.kernels.compiled import njit
 from universality.kernels.elementary import FASTMATH
 from universality.saes.sparse.products import gradient
 
@@ -22,7 +23,7 @@ _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 _SUMMED = FASTMATH | {"reassoc"}
 
 
-@numba.njit(parallel=True, fastmath=_SUMMED, cache=True, error_model="numpy")
+@njit(parallel=True, fastmath=_SUMMED, error_model="numpy")
 def _measure(weights, gradients, unit_rows, squares):
     n_rows, width = weights.shape
     for r in numba.prange(n_rows):
@@ -39,7 +40,7 @@ def _measure(weights, gradients, unit_rows, squares):
         squares[r] = total
 
 
-@numba.njit(parallel=True, fastmath=_SUMMED, cache=True, error_model="numpy")
+@njit(parallel=True, fastmath=_SUMMED, error_model="numpy")
 def _step(weights, gradients, first, second, rate, scale, root, unit_rows):
     """`rate`: learning rate over first moments' correction; `root`: one over the root of the second moments' one."""
     n_rows, width = weights.shape

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from universality.kernels.arrays import as_array
+from universality.kernels.compiled import njit
 from universality.kernels.elementary import FASTMATH
 from universality.saes.sparse.pattern import Pattern
 
 
-@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
+@njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
 def _decode(starts, features, values, weights, out):
     n_rows, width = out.shape
     for b in numba.prange(n_rows):
@@ -33,7 +34,7 @@ def _decode(starts, features, values, weights, out):
 
 
 # Reassociation lets a dot product run in vectors; its order of summation is still one and the same.
-@numba.njit(parallel=True, fastmath=FASTMATH | {"reassoc"}, cache=True, error_model="numpy")
+@njit(parallel=True, fastmath=FASTMATH | {"reassoc"}, error_model="numpy")
 def _entry_products(starts, features, dense, weights, out):
     n_rows, width = dense.shape
     for b in numba.prange(n_rows):
@@ -46,7 +47,7 @@ def _entry_products(starts, features, dense, weights, out):
             out[e] = total
 
 
-@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
+@njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
 def _add_outer(starts, rows, order, values, dense, out):
     n_features, width = out.shape
     for f in numba.prange(n_features):

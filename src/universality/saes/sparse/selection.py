@@ -15,6 +15,7 @@ import numba
 import numpy as np
 import torch
 
+from universality.kernels.compiled import njit
 from universality.kernels.elementary import FASTMATH
 from universality.saes.sparse.pattern import Pattern
 
@@ -103,7 +104,7 @@ def _value_at_rank(pre: torch.Tensor, rank: float) -> float:
     return float(_floats(np.partition(positive, int(place))[int(place) : int(place) + 1], pre.dtype))
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@njit(parallel=True, error_model="numpy")
 def _top_of_rows(bits, k, features, values, counts):
     """The k-th largest maximum of columns of a row bounds its k-th largest value from below: few exceed that."""
     n_rows, n_features = bits.shape
@@ -146,7 +147,7 @@ def _top_of_rows(bits, k, features, values, counts):
                     m += 1
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@njit(parallel=True, error_model="numpy")
 def _count_above(bits, low, counts):
     n_rows, n_features = bits.shape
     width = min(_COLUMNS, n_features)
@@ -163,13 +164,13 @@ def _count_above(bits, low, counts):
             counts[r] = np.sum(columns) + np.sum(row[whole:] > low[whole:])
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@njit(parallel=True, error_model="numpy")
 def _count_above_many(bits, low, counts):
     for r in numba.prange(len(bits)):
         counts[r] = np.sum(bits[r] > low)
 
 
-@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy")
+@njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
 def _fill_above(bits, low, starts, features, values):
     n_rows, n_features = bits.shape
     for task in numba.prange((n_rows + _ROWS - 1) // _ROWS):
