@@ -11,12 +11,11 @@ import numpy as np
 
 from universality.alignment.blocks import read_blocks
 from universality.alignment.bootstrap import centred_interval, normal_interval
-from universality.alignment.gather import Direction, gather
+from universality.alignment.gather import Direction, Nearest, gather, nearest
 from universality.alignment.resampling import DIRECTIONS, Resampled, estimates, resample
 from universality.alignment.settings import Comparison, Matching, Statistics
 from universality.alignment.sides import ModelSide
 from universality.alignment.token_order import TokenOrder
-from universality.alignment.top import Found
 from universality.errors import StudyError
 from universality.runtime import log
 from universality.storage import read_table, replacing, write_json, write_table
@@ -31,7 +30,9 @@ def write_comparison(
     for side, direction in zip((a, b), directions, strict=True):
         if np.isnan(direction.mppc).all():
             raise StudyError(f"alignment of {a.model} with {b.model}: every feature of {side.model} is dead")
-    resampled = resample(a, b, directions, found, order, matching, statistics)
+    closest = nearest(found)
+    del found
+    resampled = resample(a, b, directions, closest, order, matching, statistics)
     summary = summarise(a, b, directions, resampled, statistics)
     summary |= {**comparison.model_dump(mode="json"), "confidence": statistics.confidence}
     summary["resamples"] = _identity(order, statistics)
@@ -46,7 +47,9 @@ def write_comparison(
         folder.mkdir()
         write_table(folder / "features.parquet", features_table(a, b, directions, resampled))
         write_table(folder / "partners.parquet", partners_table(a, b, directions))
-        write_table(folder / "layers.parquet", layers_table(a, b, directions, found, resampled, statistics.confidence))
+        write_table(
+            folder / "layers.parquet", layers_table(a, b, directions, closest, resampled, statistics.confidence)
+        )
         write_table(folder / "tokens.parquet", tokens_table(directions, order, resampled, statistics.confidence))
         write_table(folder / "unmatched.parquet", unmatched_table(folder / "features.parquet", statistics))
         write_table(folder / "replicates.parquet", replicates_table(resampled))
@@ -193,19 +196,19 @@ def partners_table(a, b, directions) -> dict:
     return {column: np.concatenate([t[column] for t in tables]) for column in tables[0]}
 
 
-def layers_table(a, b, directions, found: dict[tuple[str, int, int], Found], resampled, confidence: float) -> dict:
+def layers_table(a, b, directions, closest: dict[tuple[str, int, int], Nearest], resampled, confidence: float) -> dict:
     """Mean over a layer's live features of the largest correlation in one layer of the other side; where the best of
     all layers lie."""
     rows: dict[str, list] = {
         k: [] for k in ("direction", "layer", "other_layer", "mean_mppc", "low", "high", "share_best", "live")
     }
-    for (side, x, y), one in found.items():
+    for (side, x, y), one in closest.items():
         d, own, other = (directions[0], x, y) if side == "a" else (directions[1], y, x)
         name = DIRECTIONS["ab".index(side)]
-        live = ~np.isnan(one.r[:, 0])
+        live = ~np.isnan(one.r)
         best = d.best.layer[d.layer == own, 0][live]
         numbers = (b if side == "a" else a).numbers
-        mean = one.r[live, 0].mean() if live.any() else np.nan
+        mean = one.r[live].mean() if live.any() else np.nan
         interval = normal_interval(mean, resampled.layers[name, x, y] / max(live.sum(), 1), confidence)
         share = (best == numbers.index(other)).mean() if live.any() else np.nan
         values = name, own, other, mean, *interval, share, int(live.sum())

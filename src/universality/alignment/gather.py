@@ -38,6 +38,18 @@ class Direction(NamedTuple):
         return self.best.r[:, 0]
 
 
+class Nearest(NamedTuple):
+    """Of each of a layer's features [n] the best partner in one layer of the other side, or -1; their correlation."""
+
+    partner: np.ndarray
+    r: np.ndarray
+
+
+def nearest(found: dict[tuple[str, int, int], Found]) -> dict[tuple[str, int, int], Nearest]:
+    """What pairs of layers are asked for later: a small part of what was found, which need not be held for it."""
+    return {key: Nearest(one.partner[:, 0].copy(), one.r[:, 0].copy()) for key, one in found.items()}
+
+
 def gather(
     found: dict[tuple[str, int, int], Found],
     a: ModelSide,

@@ -45,6 +45,11 @@ class SparseLayer(NamedTuple):
     def n_features(self) -> int:
         return len(self.frequency)
 
+    def by_feature(self) -> "SparseLayer":
+        """Without the order by token, 6 bytes of 14 an entry: sums over pairs of sparse features do without it."""
+        none = {name: getattr(self, name)[:0].copy() for name in ("token_starts", "features", "token_values")}
+        return self._replace(**none)
+
     def block(self, start: int, stop: int, columns: np.ndarray) -> np.ndarray:
         """Values [stop - start, len(columns)] as a dense array, float64."""
         low, high = self.token_starts[start], self.token_starts[stop]

@@ -9,16 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from universality.alignment.gather import Direction
-from universality.alignment.layers import Layer
+from universality.alignment.gather import Direction, Nearest
 from universality.alignment.resampled_layers import Added, Ratio, Resampling
 from universality.alignment.settings import Matching, Statistics
-from universality.alignment.sides import ModelSide
+from universality.alignment.sides import ModelSide, pairs_of_layers
 from universality.alignment.token_order import TokenOrder, rotations
-from universality.alignment.top import Found
-from universality.runtime import progress
 
-_HELD = 4  # layers of side a that are in memory at a time
 DIRECTIONS = ("a_to_b", "b_to_a")
 
 
@@ -62,25 +58,18 @@ def estimates(direction: Direction, settings: Statistics) -> dict[str, tuple[flo
 
 
 def resample(
-    a: ModelSide, b: ModelSide, directions: tuple[Direction, Direction], found: dict[tuple[str, int, int], Found],
+    a: ModelSide, b: ModelSide, directions: tuple[Direction, Direction], nearest: dict[tuple[str, int, int], Nearest],
     order: TokenOrder, matching: Matching, settings: Statistics,
 ) -> Resampled:  # fmt: skip
-    """Every layer of b is read once for each few layers of a."""
     rotated = rotations(order, matching.rotations, matching.null_seed)
     both = [Resampling(directions, side, order, settings) for side in (0, 1)]
-    steps = [(a.numbers[k : k + _HELD], y) for k in range(0, len(a.numbers), _HELD) for y in b.numbers]
-    held: dict[int, Layer] = {}
     parts: dict[tuple[int, int, int], Added] = {}
-    for some, y in progress(steps, f"{a.model} and {b.model}, resampling"):
-        if list(held) != some:
-            held = {x: a.load(x, order) for x in some}
-        layer_b = b.load(y, order)
-        for x, layer_a in held.items():
-            place = (a.numbers.index(x), b.numbers.index(y))
-            for side, layers in enumerate(((layer_a, layer_b), (layer_b, layer_a))):
-                own = np.flatnonzero(directions[side].layer == (x, y)[side])
-                within = found["ab"[side], x, y].partner[:, 0]
-                parts[side, *place] = both[side].add(own, place[1 - side], layers, within, rotated)
+    for x, layer_a, y, layer_b in pairs_of_layers(a, b, order, "resampling"):
+        place = (a.numbers.index(x), b.numbers.index(y))
+        for side, layers in enumerate(((layer_a, layer_b), (layer_b, layer_a))):
+            own = np.flatnonzero(directions[side].layer == (x, y)[side])
+            within = nearest["ab"[side], x, y].partner
+            parts[side, *place] = both[side].add(own, place[1 - side], layers, within, rotated)
     return _put_together(a, b, both, parts)
 
 

@@ -1,6 +1,6 @@
 """The two sides of a comparison: which layers, and how to get at each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,20 +9,25 @@ import scipy.sparse
 
 from universality.activations.store import ActivationStore, check_aligned
 from universality.alignment.dense import DenseLayer, principal_components, read_dense_layers
-from universality.alignment.layers import Layer, sparse_layer
+from universality.alignment.layers import Layer, SparseLayer, sparse_layer
 from universality.alignment.settings import SIGNED, Comparison, Matching
 from universality.alignment.spans import pool, shared_spans
 from universality.alignment.token_order import TokenOrder, order_by_document
 from universality.errors import StudyError
 from universality.features.codes import read_codes
+from universality.runtime import progress
+
+_HELD = 6  # layers of side a that are in memory at a time
 
 
 class ModelSide(NamedTuple):
-    """`numbers`: of the model's layers that are compared; `load(number, order)` reads one."""
+    """`numbers`: of the model's layers that are compared; `load(number, order)` reads one; `sparse`: whether these are
+    sparse codes."""
 
     model: str
     numbers: list[int]
     load: Callable[[int, TokenOrder], Layer]
+    sparse: bool = True
 
 
 class Pooling(NamedTuple):
@@ -78,7 +83,7 @@ def read_side(
         rotation = principal_components(stores[number], order) if basis == "pca" else None
         return DenseLayer(stores[number], order, rotation, signed=basis in SIGNED)
 
-    return ModelSide(model, numbers, load)
+    return ModelSide(model, numbers, load, sparse=False)
 
 
 def features_side(model: str, folders: dict[int, Path], pooling: Pooling | None = None) -> ModelSide:
@@ -96,6 +101,28 @@ def _read(folder: Path, order: TokenOrder, pooling: Pooling | None) -> scipy.spa
             f"{folder}: codes of {codes.shape[0]} tokens, but {due} tokens were cached; remake its features"
         )
     return codes if pooling is None else pool(codes, pooling.span, pooling.n_spans)
+
+
+def pairs_of_layers(
+    a: ModelSide, b: ModelSide, order: TokenOrder, what: str
+) -> Iterator[tuple[int, Layer, int, Layer]]:
+    """Every layer of a with every layer of b, to sum over pairs of their features; `what` it is for is told.
+
+    A layer of b is read once for each few layers of a, which are held; sparse ones by feature alone.
+    """
+    held: dict[int, Layer] = {}
+    steps = [(a.numbers[k : k + _HELD], y) for k in range(0, len(a.numbers), _HELD) for y in b.numbers]
+    for some, y in progress(steps, f"{a.model} and {b.model}, {what}"):
+        of_b = _slim(b.load(y, order), a)
+        if list(held) != some:
+            held.clear()
+            held |= {x: _slim(a.load(x, order), b) for x in some}
+        for x, of_a in held.items():
+            yield x, of_a, y, of_b
+
+
+def _slim(layer: Layer, other: ModelSide) -> Layer:
+    return layer.by_feature() if isinstance(layer, SparseLayer) and other.sparse else layer
 
 
 def in_memory(model: str, codes: dict[int, scipy.sparse.csr_array]) -> ModelSide:

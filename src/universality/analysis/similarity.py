@@ -14,10 +14,9 @@ import pandas as pd
 import pyarrow as pa
 
 from universality.alignment.bootstrap import centred_interval, resample_weights
-from universality.alignment.layers import Layer
 from universality.alignment.pairs import correlations, group_sums
 from universality.alignment.resampling import DIRECTIONS
-from universality.alignment.sides import ModelSide
+from universality.alignment.sides import ModelSide, pairs_of_layers
 from universality.alignment.token_order import TokenOrder
 from universality.analysis.against import Resampling, partial_rank_correlation, rank_correlation
 from universality.analysis.settings import AgainstSettings
@@ -34,7 +33,6 @@ JUDGED = ("judge_complexity", "judge_monosemanticity", "detection", "fuzzing")
 """And those of a language model, of judged.parquet."""
 _AGREEMENT = ["direction", "model", "measure", "score", "value", "low", "high", "n"]
 _BINS = 5
-_HELD = 4  # layers of side a that are in memory at a time
 
 
 def write_similarity(
@@ -118,21 +116,15 @@ def resampled_mppc(
     weights = resample_weights(len(order.groups) - 1, settings.bootstrap_samples, settings.bootstrap_seed)
     sizes = np.diff(order.groups)
     found = [np.full((len(weights), len(table)), np.nan) for table in tables]
-    held: dict[int, Layer] = {}
-    steps = [(a.numbers[k : k + _HELD], y) for k in range(0, len(a.numbers), _HELD) for y in b.numbers]
-    for some, y in progress(steps, f"{a.model} and {b.model}, resampling"):
-        if list(held) != some:
-            held = {x: a.load(x, order) for x in some}
-        of_b = b.load(y, order)
-        for x, of_a in held.items():
-            for table, values, own, other, layers in (
-                (tables[0], found[0], x, y, (of_a, of_b)),
-                (tables[1], found[1], y, x, (of_b, of_a)),
-            ):
-                rows = np.flatnonzero((table.layer == own) & (table.best_layer == other))
-                i, j = (table[name].to_numpy()[rows] for name in ("feature", "best_feature"))
-                sums = group_sums(layers[0], layers[1], i, j, order, 0)
-                values[:, rows] = correlations(sums, sizes, weights)
+    for x, of_a, y, of_b in pairs_of_layers(a, b, order, "resampling"):
+        for table, values, own, other, layers in (
+            (tables[0], found[0], x, y, (of_a, of_b)),
+            (tables[1], found[1], y, x, (of_b, of_a)),
+        ):
+            rows = np.flatnonzero((table.layer == own) & (table.best_layer == other))
+            i, j = (table[name].to_numpy()[rows] for name in ("feature", "best_feature"))
+            sums = group_sums(layers[0], layers[1], i, j, order, 0)
+            values[:, rows] = correlations(sums, sizes, weights)
     return found
 
 
