@@ -4,6 +4,9 @@ min_version("9.16")
 
 
 include: "rules/common.smk"
+include: "rules/saes_inputs.smk"
+include: "rules/alignment_inputs.smk"
+include: "rules/analysis_inputs.smk"
 include: "rules/corpus.smk"
 include: "rules/models.smk"
 include: "rules/activations.smk"
