@@ -267,15 +267,16 @@ def selective_scan(u, delta, A, B, C, D, initial_state=None):
 
 
 def gated_scan(u, step, step_bias, A, B, C, D, xz):
-    """Without gradients: y * silu(z) [B, L, E], with delta = softplus(step + step_bias), in float32.
+    """Without gradients, in float32: (y * silu(z) [B, L, E], last state [B, E, N]).
 
-    u, step [B, L, E]; step_bias [E]; z is the second half of xz [B, L, 2E], bfloat16 or float32.
+    u, step [B, L, E]; step_bias [E]: delta is softplus(step + step_bias); z is the second half of xz [B, L, 2E],
+    bfloat16 or float32.
     """
     u_np, step_np, *parameters = _arrays(u, step, A, B, C, D)
     y, state = np.empty(u.shape, dtype=np.float32), _initial(None, u.shape[0], A)
     gate = as_kernel_array(xz)
     _forward(u_np, step_np, as_array(step_bias), *parameters, gate, u.shape[2], state, y, _NOT_STORED)
-    return torch.from_numpy(y)
+    return torch.from_numpy(y), torch.from_numpy(state).transpose(1, 2)
 
 
 def _on_cuda(u, delta, A, B, C, D, initial_state):

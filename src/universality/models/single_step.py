@@ -49,8 +49,9 @@ class SingleStep(ABC):
         return self._family.recurrence(self.block, self.layer, sites)
 
     def earlier(self, conv_before: torch.Tensor) -> torch.Tensor:
-        """The convolution's sum without this position [S, C], from its K - 1 inputs before it [S, K - 1, C]."""
-        return torch.einsum("skc,ck->sc", conv_before, self.weight[:, :-1]) + self.bias
+        """The convolution's sum without this position [S, C], from its inputs just before it [S, at most K - 1, C]."""
+        taps = self.weight.shape[1] - 1
+        return torch.einsum("skc,ck->sc", conv_before, self.weight[:, taps - conv_before.shape[1] : taps]) + self.bias
 
     def after(self, inputs: Inputs, before: torch.Tensor) -> torch.Tensor:
         """The state after this position [P, S, *state], from that before it [S, *state]."""
@@ -75,9 +76,18 @@ class SingleStep(ABC):
         """Variants and sequences together as the sequences of one position."""
         return self.recurrence(*(x.flatten(0, 1)[:, None] for x in inputs[:4]))
 
+    def projected(self, hidden: torch.Tensor) -> torch.Tensor:
+        """All that the block takes from the residual stream before it [..., D]."""
+        mixer = self.mixer
+        return project(mixer.in_proj, normed(self.block.norm, hidden, mixer.in_proj.weight.dtype)).float()
+
     @abstractmethod
-    def inputs(self, hidden: torch.Tensor, earlier: torch.Tensor) -> Inputs:
-        """From the residual stream before the block [P, S, D] and `earlier` [S, C]."""
+    def conv_in(self, projected: torch.Tensor) -> torch.Tensor:
+        """The part of it that goes through the convolution [..., C]."""
+
+    @abstractmethod
+    def inputs(self, projected: torch.Tensor, earlier: torch.Tensor) -> Inputs:
+        """From what the block takes in at the position [P, S, ...] and `earlier` [S, C]."""
 
     @abstractmethod
     def selected(self, mixed: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -95,10 +105,11 @@ class SingleStep(ABC):
 class SelectiveStep(SingleStep):
     """Mamba."""
 
-    def inputs(self, hidden, earlier):
-        mixer = self.mixer
-        xz = project(mixer.in_proj, normed(self.block.norm, hidden, mixer.in_proj.weight.dtype)).float()
-        conv_in, z = xz.chunk(2, dim=-1)
+    def conv_in(self, projected):
+        return projected.chunk(2, dim=-1)[0]
+
+    def inputs(self, projected, earlier):
+        conv_in, z = projected.chunk(2, dim=-1)
         selected = self.selected(F.silu(torch.addcmul(earlier, conv_in, self.weight[:, -1])))
         return Inputs(**selected, gate=F.silu(z))
 
@@ -118,9 +129,11 @@ class SelectiveStep(SingleStep):
 class HeadStep(SingleStep):
     """Mamba-2."""
 
-    def inputs(self, hidden, earlier):
+    def conv_in(self, projected):
+        return projected[..., self.mixer.intermediate_size :][..., : self.mixer.conv_dim]
+
+    def inputs(self, projected, earlier):
         mixer = self.mixer
-        projected = project(mixer.in_proj, normed(self.block.norm, hidden, mixer.in_proj.weight.dtype)).float()
         z, conv_in, step = projected.split([mixer.intermediate_size, mixer.conv_dim, mixer.num_heads], dim=-1)
         selected = self.selected(F.silu(torch.addcmul(earlier, conv_in, self.weight[:, -1])))
         delta = F.softplus(step + mixer.dt_bias).clamp(*mixer.time_step_limit)
@@ -160,48 +173,51 @@ class LastPositions:
             raise StudyError(f"{model.family.name}: has no single steps; those that have: {', '.join(STEPS)}")
         if tokens.shape[1] < 2:
             raise StudyError("tokens: the last position has none before it; sequences need at least 2 tokens")
-        layers = range(model.n_layers)
-        self.steps = [STEPS[model.family.name](model, layer) for layer in layers]
-        kept: dict[str, torch.Tensor] = {}
-        edits = {f"resid_post.{model.n_layers - 1}": _keeping(kept, "final", lambda x: x[:, -1])}
-        for layer, step in enumerate(self.steps):
-            taps = step.weight.shape[1]
-            edits[f"resid_pre.{layer}"] = _keeping(kept, f"hidden.{layer}", lambda x: x[:, -1])
-            edits[f"mamba.{layer}.conv_in"] = _keeping(kept, f"conv.{layer}", lambda x, taps=taps: _before(x, taps))
-            edits[f"mamba.{layer}.state@-2"] = _keeping(kept, f"state.{layer}", lambda x: x)
-        model.run(tokens, edits=edits, logits=False)
-        self.final = kept["final"]
-        """The residual stream after the last block [S, D]."""
-        self.hidden = [kept[f"hidden.{layer}"] for layer in layers]
-        """Before each block [S, D]."""
-        self.before = [kept[f"state.{layer}"] for layer in layers]
+        self.steps = [STEPS[model.family.name](model, layer) for layer in range(model.n_layers)]
+        # All positions but the last run through the kernels, which leave the state; the last one takes single steps.
+        kept: dict[int, torch.Tensor] = {}
+        edits = {
+            f"resid_pre.{layer}": _keeping(kept, layer, step.weight.shape[1] - 1)
+            for layer, step in enumerate(self.steps)
+        }
+        sites = [f"mamba.{layer}.state@-1" for layer in range(model.n_layers)]
+        states = model.run(tokens[:, :-1], capture=sites, edits=edits, logits=False).captured
+        self.hidden: list[torch.Tensor] = []
+        """The residual stream before each block [S, D]."""
+        self.before = [states[site] for site in sites]
         """Each layer's state before the last position [S, *state]."""
-        self.earlier = [step.earlier(kept[f"conv.{layer}"]) for layer, step in enumerate(self.steps)]
-        steps = list(zip(self.steps, self.hidden, self.earlier, self.before, strict=True))
-        self.inputs = [step.inputs(hidden[None], earlier) for step, hidden, earlier, _ in steps]
+        self.earlier: list[torch.Tensor] = []
+        """Of each layer's convolution, its sum without the last position [S, C]."""
+        self.inputs: list[Inputs] = []
         """Of each layer, with P = 1."""
-        self.state = [step.after(one, b) for (step, _, _, b), one in zip(steps, self.inputs, strict=True)]
+        self.state: list[torch.Tensor] = []
         """After the last position [1, S, *state]."""
-        self.y = [step.read(one, s) for step, one, s in zip(self.steps, self.inputs, self.state, strict=True)]
+        self.y: list[torch.Tensor] = []
         """[1, S, *y]."""
+        hidden = model.hf.get_input_embeddings()(tokens[:, -1].to(model.device))
+        for layer, step in enumerate(self.steps):
+            projected = step.projected(torch.cat([kept[layer], hidden[:, None]], 1))
+            self.hidden.append(hidden)
+            self.earlier.append(step.earlier(step.conv_in(projected[:, :-1])))
+            self.inputs.append(step.inputs(projected[None, :, -1], self.earlier[layer]))
+            self.state.append(step.after(self.inputs[layer], self.before[layer]))
+            self.y.append(step.read(self.inputs[layer], self.state[layer]))
+            hidden = step.finish(hidden[None], self.y[layer], self.inputs[layer].gate)[0]
+        self.final = hidden
+        """The residual stream after the last block [S, D]."""
 
     def step(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """Variants of the residual stream before a block -> after it, both [P, S, D]."""
         step = self.steps[layer]
-        inputs = step.inputs(hidden, self.earlier[layer])
+        inputs = step.inputs(step.projected(hidden), self.earlier[layer])
         return step.finish(hidden, step.output(inputs, self.before[layer]), inputs.gate)
 
 
-def _keeping(kept: dict[str, torch.Tensor], name: str, cut):
-    """An edit that changes nothing and keeps a copy of a part, so that the whole can be freed."""
+def _keeping(kept: dict[int, torch.Tensor], layer: int, last: int):
+    """An edit that changes nothing and keeps a copy of the last few positions, so that the whole can be freed."""
 
     def edit(value: torch.Tensor) -> torch.Tensor:
-        kept[name] = cut(value).clone()
+        kept[layer] = value[:, max(0, value.shape[1] - last) :].clone()
         return value
 
     return edit
-
-
-def _before(conv_in: torch.Tensor, taps: int) -> torch.Tensor:
-    """The inputs that the last position's earlier taps read [S, K - 1, C], zeros before the sequence."""
-    return F.pad(conv_in[:, -taps:-1], (0, 0, max(0, taps - conv_in.shape[1]), 0))

@@ -100,13 +100,15 @@ def test_the_scan_with_its_surroundings_equals_the_parts(shape):
     step, bias = torch.randn(n_batch, n_pos, n_chan), torch.randn(n_chan)
     xz = torch.randn(n_batch, n_pos, 2 * n_chan)
     delta = torch.nn.functional.softplus(step + bias)
-    y, _ = selective_scan_reference(u, delta, A, B, C, D)
+    y, states = selective_scan_reference(u, delta, A, B, C, D)
+    gated, last = gated_scan(u, step, bias, A, B, C, D, xz)
     expected = y * torch.nn.functional.silu(xz[..., n_chan:])
-    torch.testing.assert_close(gated_scan(u, step, bias, A, B, C, D, xz), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gated, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(last, states[:, -1], rtol=1e-4, atol=1e-4)
     rounded = [v.bfloat16() for v in (u, step, xz)]
     exact = gated_scan(rounded[0].float(), rounded[1].float(), bias, A, B, C, D, rounded[2].float())
     ours = gated_scan(rounded[0], rounded[1], bias, A, B, C, D, rounded[2])
-    assert torch.equal(ours, exact)
+    assert all(torch.equal(one, other) for one, other in zip(ours, exact, strict=True))
 
 
 def test_gradients_of_the_reference_are_those_of_finite_differences():

@@ -23,6 +23,7 @@ from universality.models.families.base import Family
 from universality.models.families.mamba import (
     conv_bias,
     conv_with_taps,
+    give_last,
     inner_wanted,
     normed,
     with_skip_tapped,
@@ -65,16 +66,18 @@ def run_mixer(mixer, projected, taps, name, gate=lambda y, gate: y * gate, fused
     `fused`: y * gate may be computed without naming anything in between, if nothing in between is wanted.
     """
     if fused and without_gradients(projected, *mixer.parameters()) and not inner_wanted(taps, name):
-        return _fused(mixer, projected)
+        return _fused(mixer, projected, taps, name)
     y, silu_z = _tapped(mixer, projected, taps, name)
     return gate(y, silu_z)
 
 
-def _fused(mixer, projected):
+def _fused(mixer, projected, taps, name):
     weight, bias = mixer.conv1d.weight[:, 0], conv_bias(mixer.conv1d)
     mixed = causal_conv_silu_of(projected, mixer.intermediate_size, weight, bias)
     A, n_state = -torch.exp(mixer.A_log.float()), mixer.ssm_state_size
-    return gated_head_scan(mixed, projected, mixer.dt_bias, mixer.time_step_limit, A, mixer.D, n_state)
+    gated, state = gated_head_scan(mixed, projected, mixer.dt_bias, mixer.time_step_limit, A, mixer.D, n_state)
+    give_last(state, taps, name)
+    return gated
 
 
 def _tapped(mixer, projected, taps, name):
