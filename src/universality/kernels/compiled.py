@@ -5,6 +5,7 @@ another checkout of the same code would compile everything again, and a change i
 from would go unseen.
 """
 
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,16 @@ class BySources(caching.UserProvidedCacheLocator):
             return None
 
 
+class _Cache(caching.FunctionCache):
+    """numba's, in whose index jobs that compile at the same time would lose entries, or point at each other's code."""
+
+    def _save_overload(self, sig, data) -> None:
+        self._impl.locator.ensure_cache_path()
+        with open(Path(self.cache_path) / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            super()._save_overload(sig, data)
+
+
 _LOCATORS = f"{__name__}.{BySources.__name__},InTreeCacheLocator,UserWideCacheLocator"
 
 
@@ -43,11 +54,13 @@ def njit(**options) -> Callable:
     """numba's njit with these options, its result kept on disk as said above."""
 
     def compiled(function: Callable) -> Callable:
+        dispatcher = numba.njit(**options)(function)
         others, numba.config.CACHE_LOCATOR_CLASSES = numba.config.CACHE_LOCATOR_CLASSES, _LOCATORS
         try:
-            return numba.njit(cache=True, **options)(function)
+            dispatcher._cache = _Cache(function)
         finally:
             numba.config.CACHE_LOCATOR_CLASSES = others
+        return dispatcher
 
     return compiled
 

@@ -38,14 +38,37 @@ def checkout(folder: Path, factor: float = 2.0) -> Path:
 
 def run(folder: Path, **environment: str) -> tuple[float, int]:
     """kernel(3.0), and how many kernels were found compiled."""
-    code = "from universality.kernels.planted import kernel; print(kernel(3.0), sum(kernel.stats.cache_hits.values()))"
-    kept = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=kept | {"PYTHONPATH": str(folder)} | environment,
-        cwd=folder, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    value, hits = done.stdout.split()
+    value, hits = ended(start(folder, "float64", **environment))
     return float(value), int(hits)
+
+
+def ended(job: subprocess.Popen[str]) -> list[str]:
+    output = job.communicate()[0]
+    assert job.returncode == 0
+    return output.split()
+
+
+LINGERS = """
+import time
+from numba.core.caching import IndexDataCacheFile as File
+save = File._save_index
+File._save_index = lambda *index: (time.sleep(1), save(*index))
+"""
+"""Between reading the index and writing it anew."""
+
+
+def start(folder: Path, *types: str, first: str = "", **environment: str) -> subprocess.Popen[str]:
+    """A process that calls the kernel with 3 as a number of each type, having run the code `first`."""
+    code = first + (
+        "import sys, numpy as np; from universality.kernels.planted import kernel; found = 0\n"
+        "for name in sys.argv[1:]: found = kernel(np.dtype(name).type(3))\n"
+        "print(found, sum(kernel.stats.cache_hits.values()))"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *types], env=kept | {"PYTHONPATH": str(folder)} | environment,
+        cwd=folder, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 def test_checkouts_share_what_they_have_in_common(tmp_path):
@@ -72,3 +95,11 @@ def test_the_folder_can_be_named_and_need_not_be_writable(tmp_path):
     assert run(tmp_path / "b", **without) == (7.0, 0)
     assert run(tmp_path / "b", **without) == (7.0, 1)
     assert list(tmp_path.glob("b/**/*.nbi"))
+
+
+def test_jobs_that_compile_at_once_keep_each_others_kernels(tmp_path):
+    cache, types = {"XDG_CACHE_HOME": str(tmp_path / "cache")}, ("float64", "float32", "int64", "int32")
+    folder = checkout(tmp_path / "a")
+    jobs = [start(folder, name, first=LINGERS, **cache) for name in types]
+    assert [ended(job) for job in jobs] == [["7.0", "0"]] * 4
+    assert ended(start(folder, *types, **cache)) == ["7.0", "4"]
