@@ -1,8 +1,10 @@
 """Training batches: half text, half repeated random segments, from which induction is learned.
 
-A repeated sequence is an end-of-text token, then a segment of random tokens over and over. Only what the repetition
-makes predictable is learned from: labels of the first copy, and of the first token of the second, are masked. The batch
-of a step depends on (seed, step) alone, so that a training resumed at any step sees what it would have seen.
+A repeated sequence is an end-of-text token, then a segment of random tokens over and over; in some, the copies after
+the first are its pairs of tokens in ever new orders. There one token alone tells the next, as where a task asks for
+induction; in whole copies all those before it do, and models learn to look for several. Only what the repetition makes
+predictable is learned from: all other labels are masked. The batch of a step depends on (seed, step) alone, so that a
+training resumed at any step sees what it would have seen.
 """
 
 import numpy as np
@@ -40,11 +42,24 @@ class Batches:
         uniform = random_tokens(rng, (n, longest), vocab_size, self.sequences.end_of_text)
         pool = np.where(rng.random((n, 1)) < self.settings.uniform_fraction, uniform, frequent)
         place = np.arange(length - 1)[None, :]
+        source, known = place % segment, place > segment
+        for row in np.flatnonzero(rng.random(n) < self.settings.shuffled_fraction):
+            source[row], known[row] = _in_pairs(rng, int(segment[row, 0]), length - 1)
         tokens = np.full((n, length), self.sequences.end_of_text, dtype=np.int64)
-        tokens[:, 1:] = np.take_along_axis(pool, place % segment, axis=1)
+        tokens[:, 1:] = np.take_along_axis(pool, source, axis=1)
         labels = np.full((n, length), IGNORED, dtype=np.int64)
-        labels[:, 1:] = np.where(place > segment, tokens[:, 1:], IGNORED)
+        labels[:, 1:] = np.where(known, tokens[:, 1:], IGNORED)
         return tokens, labels
+
+
+def _in_pairs(rng: np.random.Generator, segment: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where in the segment each of `length` tokens comes from, and whether the token before it tells it: the second of
+    each pair. The last token of an odd segment comes once."""
+    place, pairs = np.arange(length), segment // 2
+    copies = -(-(length - segment) // (2 * pairs))
+    orders = rng.permuted(np.tile(np.arange(pairs), (copies, 1)), axis=1)
+    later = (2 * orders.reshape(-1, 1) + np.arange(2)).ravel()
+    return np.concatenate([place[:segment], later])[:length], (place > segment) & ((place - segment) % 2 == 1)
 
 
 def random_tokens(rng: np.random.Generator, shape: tuple[int, ...], vocab_size: int, end_of_text: int) -> np.ndarray:

@@ -100,6 +100,8 @@ class TrainingSettings(Settings):
     """Share of each batch that repeats random segments, from which induction is learned; the rest is text."""
     uniform_fraction: Annotated[float, Field(ge=0, le=1)]
     """Share of the repeated segments whose tokens are uniform; the others' follow the corpus's own frequencies."""
+    shuffled_fraction: Annotated[float, Field(ge=0, le=1)]
+    """Share of the repeated segments whose later copies are its pairs of tokens in ever new orders."""
     min_segment: Annotated[int, Field(ge=2)]
     min_induction_gain: float
     """Nats by which repetition must raise the right token's mean log-probability; training that ends below it fails."""

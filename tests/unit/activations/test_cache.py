@@ -152,8 +152,8 @@ def test_asking_for_more_than_the_corpus_has_is_an_error(corpus):
 def test_a_model_with_its_own_tokenizer_is_told_of_the_same_text(corpus, tmp_path):
     """From tokens to a trained model to its activations on another corpus, beside a model of the study's tokenizer."""
     training = TrainingSettings(
-        repeat_fraction=0.5, uniform_fraction=0.5, min_segment=2, min_induction_gain=-9.0, warmup_fraction=0.2,
-        decay_fraction=0.2, weight_decay=0.1, evaluation_sequences=8, checkpoint_steps=6,
+        repeat_fraction=0.5, uniform_fraction=0.5, shuffled_fraction=0.5, min_segment=2, min_induction_gain=-9.0,
+        warmup_fraction=0.2, decay_fraction=0.2, weight_decay=0.1, evaluation_sequences=8, checkpoint_steps=6,
     )  # fmt: skip
     lengths = read_table(corpus / "documents.parquet", ["characters"])["characters"].to_pylist()
     shard_of, covered = {}, {}

@@ -14,14 +14,15 @@ from universality.models.training import train_model
 
 
 def training_settings(**changes) -> TrainingSettings:
-    values = {"repeat_fraction": 0.5, "uniform_fraction": 0.5, "min_segment": 3, "min_induction_gain": -1.0}
+    values = {"repeat_fraction": 0.5, "uniform_fraction": 0.5, "shuffled_fraction": 0.5}
+    values |= {"min_segment": 3, "min_induction_gain": -1.0}
     values |= {"warmup_fraction": 0.2, "decay_fraction": 0.2, "weight_decay": 0.1}
     return TrainingSettings(**values | {"evaluation_sequences": 8, "checkpoint_steps": 2} | changes)
 
 
 def test_batches_repeat_and_mask_what_nothing_foretells(corpus):
     sequences = read_tokens(corpus / "tokens", "train")
-    tokens, labels = Batches(sequences, training_settings(), 32, seed=1).at(5)
+    tokens, labels = Batches(sequences, training_settings(shuffled_fraction=0.0), 32, seed=1).at(5)
     assert tokens.shape == labels.shape == (32, LENGTH)
     for row, label in zip(tokens[:16].numpy(), labels[:16].numpy(), strict=True):
         period = next(p for p in range(3, LENGTH) if np.array_equal(row[1 + p :], row[1:-p]))
@@ -30,6 +31,25 @@ def test_batches_repeat_and_mask_what_nothing_foretells(corpus):
         # The first token of the second copy, at 1 + period, is masked as well.
         assert learned.min() == 2 + period
     assert torch.equal(tokens[16:], labels[16:])
+
+
+def test_shuffled_copies_are_of_the_segments_pairs_and_only_their_seconds_are_learned(corpus):
+    sequences = read_tokens(corpus / "tokens", "train")
+    settings = training_settings(shuffled_fraction=1.0, uniform_fraction=1.0)
+    tokens, labels = Batches(sequences, settings, 64, seed=1).at(5)
+    shuffled = 0
+    for row, label in zip(tokens[:32].tolist(), labels[:32].tolist(), strict=True):
+        learned = [t for t, one in enumerate(label) if one != IGNORED]
+        start = learned[0] - 1  # of the second copy
+        assert learned == list(range(start + 1, LENGTH, 2))
+        pairs = [(row[t], row[t + 1]) for t in range(1, start - 1, 2)]
+        later = [(row[t - 1], row[t]) for t in learned]
+        copies = [later[k : k + len(pairs)] for k in range(0, len(later), len(pairs))]
+        for copy in copies:
+            assert sorted(copy) == sorted(pairs) if len(copy) == len(pairs) else set(copy) <= set(pairs)
+            shuffled += copy != pairs[: len(copy)]
+    assert shuffled > 32
+    assert torch.equal(labels[:32][labels[:32] != IGNORED], tokens[:32][labels[:32] != IGNORED])
 
 
 def test_a_batch_depends_on_its_step_alone(corpus):
