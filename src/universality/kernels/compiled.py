@@ -17,7 +17,7 @@ from numba.core import caching
 from universality.provenance import running_code
 
 
-class BySources(caching.UserProvidedCacheLocator):
+class BySources(caching.InTreeCacheLocator):
     """A folder for each module and state of the source files it imports, in $NUMBA_CACHE_DIR or the user's cache."""
 
     def __init__(self, py_func, py_file: str):
@@ -29,10 +29,9 @@ class BySources(caching.UserProvidedCacheLocator):
 
     @classmethod
     def from_function(cls, py_func, py_file: str):
-        # Past the parent's, which gives way unless $NUMBA_CACHE_DIR is set. None, where the folder can't be written or
-        # the user has no home, has numba keep it beside the kernel's file.
+        """None has numba keep it beside the kernel's file: where the folder can't be written, or a user has no home."""
         try:
-            return super(caching.UserProvidedCacheLocator, cls).from_function(py_func, py_file)
+            return super().from_function(py_func, py_file)
         except RuntimeError:
             return None
 

@@ -14,8 +14,9 @@ from universality.alignment.blocks import write_block
 from universality.alignment.compare import write_comparison
 from universality.alignment.dense import DenseLayer, match_dense, read_dense_layers
 from universality.alignment.mppc import Drawn
+from universality.alignment.pairs import group_sums
 from universality.alignment.settings import Comparison
-from universality.alignment.sides import read_sides, read_text
+from universality.alignment.sides import in_memory, pairs_of_layers, read_sides, read_text
 from universality.alignment.tables import quality_table
 from universality.alignment.token_order import order_by_document, rotations
 from universality.errors import StudyError
@@ -264,3 +265,20 @@ def test_neurons_of_two_tokenizers_are_refused(sides):
     text = read_text(stores["t"], stores["u"], MATCHING)
     with pytest.raises(StudyError, match="m: neurons are compared token by token; both models must have one tokenizer"):
         read_sides(neurons, ([0], [0]), (stores["t"], stores["u"]), text)
+
+
+def test_every_pair_of_layers_comes_once_and_has_the_sums_of_whole_layers():
+    """Of more layers than are held at a time; without their order by token."""
+    rng = np.random.default_rng(5)
+    order = order_by_document(np.arange(600) // 10, [], 60, seed=1)
+    codes = {n: scipy.sparse.random_array((600, 8), density=0.2, rng=rng, format="csr") for n in range(9)}
+    a, b = (in_memory(name, {n: codes[n] for n in numbers}) for name, numbers in (("a", range(7)), ("b", (7, 8))))
+    features, partners = np.arange(8), np.arange(8)[::-1].copy()
+    seen = []
+    for x, of_a, y, of_b in pairs_of_layers(a, b, order, "resampling"):
+        seen.append((x, y))
+        assert len(of_a.token_values) == len(of_b.token_values) == 0
+        whole = group_sums(a.load(x, order), b.load(y, order), features, partners, order, 30)
+        np.testing.assert_array_equal(group_sums(of_a, of_b, features, partners, order, 30), whole)
+        assert whole[4].any()
+    assert sorted(seen) == [(x, y) for x in range(7) for y in (7, 8)]
