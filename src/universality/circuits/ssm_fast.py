@@ -1,9 +1,10 @@
-"""Path patching within Mamba and Mamba-2 at the cost of two passes: the effects of ssm_paths.py, where they arise.
+"""Path patching within Mamba and Mamba-2 for less than two passes: the effects of ssm_paths.py, where they arise.
 
 An exchange that the last position alone sees touches one position of every later layer. So one clean and one corrupted
-pass keep what the last position takes in, and all patched variants go through the later layers together, one position
-each: rows grow as layers are patched. What a position writes adds up in a linear state, so the change of the last state
-follows from the positions that are exchanged, without a scan of the sequence for each.
+pass, run as one up to where their tokens part, keep what the last position takes in, and all patched variants go
+through the later layers together, one position each: rows grow as layers are patched. What a position writes adds up in
+a linear state, so the change of the last state follows from the positions that are exchanged, without a scan of the
+sequence for each.
 
 delta, B and C exchanged before the last position change what later positions put out. Their direct effects need only
 the last state; their total effects run on, at all positions, from the layer that is patched.
@@ -33,8 +34,9 @@ from universality.circuits.ssm_paths import (
 )
 from universality.circuits.tasks.base import Task
 from universality.models.language_model import LanguageModel
+from universality.models.last_positions import last_positions
 from universality.models.recurrences import Recurrence
-from universality.models.single_step import STEPS, LastPositions
+from universality.models.single_step import STEPS
 from universality.models.taps import Taps
 
 _ROWS = 1024
@@ -53,10 +55,9 @@ class SsmPatching(SsmPaths):
     """See SsmPaths; without gradients."""
 
     def __init__(self, model: LanguageModel, task: Task, corruption: str, place: str = "B"):
-        """Two passes. Raises StudyError, beside what SsmPaths does, for a family without single steps."""
+        """At most two passes. Raises StudyError, beside what SsmPaths does, for a family without single steps."""
         super().__init__(model, task, corruption, place)
-        self.clean = LastPositions(model, task.clean)
-        self.corrupted = LastPositions(model, self.corrupted_tokens)
+        self.clean, self.corrupted = last_positions(model, task.clean, self.corrupted_tokens)
         self.clean_metrics = measure(model.unembed(self.clean.final), task)
 
     def to_logits(

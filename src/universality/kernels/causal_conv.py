@@ -1,6 +1,6 @@
 """The short causal depthwise convolution of Mamba with its SiLU:
 
-    out[b, t, e] = silu(bias[e] + sum_k weight[e, k] * x[b, t - (K - 1) + k, e])        x zero before t = 0
+    out[b, t, e] = silu(bias[e] + sum_k weight[e, k] * x[b, t - (K - 1) + k, e])        x zero before t = 0, or given
 
 `causal_conv_silu_reference` is torch's own conv1d; `causal_conv_silu` the fused CPU kernel (forward and backward, no
 transposes), which keeps only its input for the backward pass. Shapes: x [B, L, E], weight [E, K], bias [E].
@@ -18,6 +18,7 @@ from universality.kernels.elementary import FASTMATH, load, silu
 
 _BLOCK = 64  # channels at a time
 _ROWS = 32  # positions per task
+_NOTHING_BEFORE = np.empty((0, 0, 0), dtype=np.float32)
 
 
 def causal_conv_silu_reference(x, weight, bias):
@@ -33,8 +34,11 @@ def conv_taps(x, weight):
 
 
 @njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
-def _forward(x, start, weight_t, bias, out, activate):
-    """Channels of x [B, L, C] from `start` on -> out [B, L, E], through SiLU if `activate`."""
+def _forward(x, start, before, weight_t, bias, out, activate):
+    """Channels of x [B, L, C] from `start` on -> out [B, L, E], through SiLU if `activate`.
+
+    before [B, K - 1, E] (or empty: zeros) is what these channels were just before.
+    """
     n_batch, n_pos, n_chan = out.shape
     taps = weight_t.shape[0]
     n_blocks = (n_pos + _ROWS - 1) // _ROWS
@@ -46,6 +50,11 @@ def _forward(x, start, weight_t, bias, out, activate):
                 e1 = min(e0 + _BLOCK, n_chan)
                 width = e1 - e0
                 total[:width] = bias[e0:e1]
+                if before.shape[0] > 0:
+                    for k in range(taps - 1 - t):
+                        weight_row, before_row = weight_t[k, e0:e1], before[b, t + k, e0:e1]
+                        for e in range(width):
+                            total[e] += weight_row[e] * before_row[e]
                 for k in range(max(0, taps - 1 - t), taps):
                     weight_row, x_row = weight_t[k, e0:e1], x[b, t - (taps - 1) + k, start + e0 : start + e1]
                     for e in range(width):
@@ -80,7 +89,7 @@ class _CausalConvSilu(torch.autograd.Function):
     def forward(ctx, x, weight, bias):
         x_np, weight_t, bias_np = as_array(x), as_array(weight.T), as_array(bias)
         pre = np.empty_like(x_np)
-        _forward(x_np, 0, weight_t, bias_np, pre, False)
+        _forward(x_np, 0, _NOTHING_BEFORE, weight_t, bias_np, pre, False)
         ctx.save_for_backward(x, weight)
         ctx.pre = pre
         return F.silu(torch.from_numpy(pre)).to(x.dtype)
@@ -108,10 +117,14 @@ def causal_conv_silu(x, weight, bias):
     return causal_conv_silu_of(x, 0, weight, bias).to(x.dtype)
 
 
-def causal_conv_silu_of(x, start, weight, bias):
-    """Of the channels of x [B, L, C] from `start` on, without gradients: [B, L, E] in float32."""
+def causal_conv_silu_of(x, start, weight, bias, before=None):
+    """Of the channels of x [B, L, C] from `start` on, without gradients: [B, L, E] in float32.
+
+    `before` [B, K - 1, E], float32, is what these channels were just before (None: zeros).
+    """
     out = np.empty((*x.shape[:2], weight.shape[0]), dtype=np.float32)
-    _forward(as_kernel_array(x), start, as_array(weight.T), as_array(bias), out, True)
+    given = _NOTHING_BEFORE if before is None else as_array(before)
+    _forward(as_kernel_array(x), start, given, as_array(weight.T), as_array(bias), out, True)
     return torch.from_numpy(out)
 
 

@@ -110,10 +110,10 @@ def _between_chunks(B, decay, written, initial_state):
 
 
 @njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
-def _gated(mixed, projected, step_bias, step_low, step_high, A, D, n_state, y, last):
+def _gated(mixed, projected, step_bias, step_low, step_high, A, D, n_state, state, y):
     """mixed [B, L, H * P + 2GN] is u, B, C; projected [B, L, ...] begins with z [H * P] and ends with the steps [H].
 
-    A [H] is A * log2(e). Fills y [B, L, H * P], times silu(z), and the last state [B, H, N, P].
+    A [H] is A * log2(e). Fills y [B, L, H * P], times silu(z); state [B, H, N, P] holds h_0 and ends as h_L.
     """
     n_batch, n_pos, inner = y.shape
     heads = A.shape[0]
@@ -124,6 +124,7 @@ def _gated(mixed, projected, step_bias, step_low, step_high, A, D, n_state, y, l
     for task in numba.prange(n_batch * heads):
         b, head = task // heads, task % heads
         h = np.zeros((rows, width), dtype=np.float32)
+        h[:n_state] = state[b, head]
         write = np.zeros(rows, dtype=np.float32)
         read = np.zeros(rows, dtype=np.float32)
         x = np.zeros(width, dtype=np.float32)
@@ -156,10 +157,10 @@ def _gated(mixed, projected, step_bias, step_low, step_high, A, D, n_state, y, l
             y_row, z_row = y[b, t, p0:p1], projected[b, t, p0:p1]
             for p in range(width):
                 y_row[p] = out[p] * silu(load(z_row[p]))
-        last[b, head] = h[:n_state]
+        state[b, head] = h[:n_state]
 
 
-def gated_head_scan(mixed, projected, step_bias, step_limit, A, D, n_state):
+def gated_head_scan(mixed, projected, step_bias, step_limit, A, D, n_state, initial_state=None):
     """Without gradients, in float32: (y * silu(z) [B, L, H * P], last state [B, H, P, N]).
 
     mixed [B, L, H * P + 2GN] is u, B and C beside each other; projected [B, L, H * P + ... + H] begins with z and ends
@@ -169,15 +170,17 @@ def gated_head_scan(mixed, projected, step_bias, step_limit, A, D, n_state):
     if inner % A.shape[0] or (mixed.shape[2] - inner) % (2 * n_state) or A.shape != D.shape:
         raise ValueError(f"{tuple(mixed.shape)} and {tuple(projected.shape)} do not fit {len(A)} heads and N={n_state}")
     y = np.empty((*mixed.shape[:2], inner), dtype=np.float32)
-    last = np.empty((len(mixed), len(A), n_state, inner // len(A)), dtype=np.float32)
+    state = np.zeros((len(mixed), len(A), n_state, inner // len(A)), dtype=np.float32)
+    if initial_state is not None:
+        state[:] = as_array(initial_state.transpose(2, 3))
     low, high = np.clip(np.array(step_limit), 0, np.finfo(np.float32).max).astype(
         np.float32
     )  # kernels know no infinity
     _gated(
         as_kernel_array(mixed), as_kernel_array(projected), as_array(step_bias), low, high, as_array(A) * LOG2E,
-        as_array(D), n_state, y, last,
+        as_array(D), n_state, state, y,
     )  # fmt: skip
-    return torch.from_numpy(y), torch.from_numpy(last).transpose(2, 3)
+    return torch.from_numpy(y), torch.from_numpy(state).transpose(2, 3)
 
 
 def _on_cuda(x, delta, A, B, C, D, initial_state):

@@ -1,8 +1,8 @@
-"""The mixers of Mamba and Mamba-2 at one position, for P variants of S sequences at once.
+"""The mixers of Mamba and Mamba-2 a few positions at a time: all that they take in from before is handed over.
 
-What a position takes in from before it is the same for all variants of a sequence: the inputs of the convolution's
-earlier taps and the state. So a change that reaches one position only costs one position of every later layer. Shapes
-begin with [P, S]; without gradients.
+That is the convolution's last inputs and the state, the same for all variants of a sequence. So a change that reaches
+one position only costs one position of every later layer: shapes begin with [P, S], P variants of S sequences. Without
+gradients.
 """
 
 from abc import ABC, abstractmethod
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from universality.errors import StudyError
 from universality.kernels.selective_step import selective_step
+from universality.models.families import mamba, mamba2
 from universality.models.families.mamba import conv_bias, normed
 from universality.models.language_model import LanguageModel
 from universality.models.precision import project
@@ -28,6 +28,14 @@ class Inputs(NamedTuple):
     B: torch.Tensor
     C: torch.Tensor
     gate: torch.Tensor
+
+
+class Carried(NamedTuple):
+    """What a block hands over from the positions before: the convolution's last inputs [S, K - 1, C], and the state
+    [S, *state]."""
+
+    conv: torch.Tensor
+    state: torch.Tensor
 
 
 class SingleStep(ABC):
@@ -49,9 +57,32 @@ class SingleStep(ABC):
         return self._family.recurrence(self.block, self.layer, sites)
 
     def earlier(self, conv_before: torch.Tensor) -> torch.Tensor:
-        """The convolution's sum without this position [S, C], from its inputs just before it [S, at most K - 1, C]."""
+        """The convolution's sum without this position [S, C], from its inputs just before it [S, K - 1, C]."""
+        return torch.einsum("skc,ck->sc", conv_before, self.weight[:, :-1]) + self.bias
+
+    def run(self, projected: torch.Tensor, carried: Carried | None) -> tuple[torch.Tensor, Carried]:
+        """y * gate [S, T, E] of the next T positions, at least one, from what the block takes in there; what they hand
+        over. Nothing carried: the first positions."""
         taps = self.weight.shape[1] - 1
-        return torch.einsum("skc,ck->sc", conv_before, self.weight[:, taps - conv_before.shape[1] : taps]) + self.bias
+        conv_in = self.conv_in(projected)
+        before = conv_in.new_zeros(len(conv_in), taps, conv_in.shape[2]) if carried is None else carried.conv
+        last = torch.cat([before, conv_in[:, max(0, conv_in.shape[1] - taps) :]], 1)
+        run = self._run_fused if projected.device.type == "cpu" else self._run_plainly
+        gated, state = run(projected, before, None if carried is None else carried.state)
+        return gated, Carried(last[:, last.shape[1] - taps :], state)
+
+    def _run_plainly(self, projected: torch.Tensor, before: torch.Tensor, state: torch.Tensor | None):
+        """Position by position the inputs of `inputs`, and a scan of them: (y * gate [S, T, E], last state)."""
+        conv_in = torch.cat([before, self.conv_in(projected)], 1)
+        windows = conv_in.unfold(1, self.weight.shape[1], 1)[..., :-1]  # [S, T, C, K - 1]
+        earlier = torch.einsum("stck,ck->stc", windows, self.weight[:, :-1]) + self.bias
+        *values, gate = self.inputs(projected, earlier)
+        y, state = self.recurrence(*values).scan(0, projected.shape[1], state)
+        return y.flatten(2) * gate, state
+
+    @abstractmethod
+    def _run_fused(self, projected: torch.Tensor, before: torch.Tensor, state: torch.Tensor | None):
+        """The same by the kernels, on the CPU."""
 
     def after(self, inputs: Inputs, before: torch.Tensor) -> torch.Tensor:
         """The state after this position [P, S, *state], from that before it [S, *state]."""
@@ -98,8 +129,12 @@ class SingleStep(ABC):
         """y [P, S, *y] from the state before this position [S, *state]: read(after), without P states in memory."""
 
     @abstractmethod
+    def written(self, gated: torch.Tensor) -> torch.Tensor:
+        """What the block adds to the residual stream [..., D], from y * gate [..., E]."""
+
     def finish(self, hidden: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        """The residual stream after the block, shaped as the one before it, `hidden` [..., D]."""
+        """The residual stream after the block, shaped as the one before it, `hidden` [..., D]; y [..., *y]."""
+        return hidden + self.written(y.flatten(gate.ndim - 1) * gate).to(hidden.dtype)
 
 
 class SelectiveStep(SingleStep):
@@ -122,8 +157,11 @@ class SelectiveStep(SingleStep):
         u, delta, B, C, _ = inputs
         return selective_step(u, delta, self.A, B, C, self.mixer.D, before)
 
-    def finish(self, hidden, y, gate):
-        return hidden + project(self.mixer.out_proj, y * gate).to(hidden.dtype)
+    def written(self, gated):
+        return project(self.mixer.out_proj, gated)
+
+    def _run_fused(self, projected, before, state):
+        return mamba.run_fused(self.mixer, projected, before, state)
 
 
 class HeadStep(SingleStep):
@@ -154,70 +192,13 @@ class HeadStep(SingleStep):
         overlap = (B * C).sum(-1).repeat_interleave(per_group, 2)
         return kept * from_before + (delta * overlap)[..., None] * u + self.skip(u)
 
-    def finish(self, hidden, y, gate):
+    def written(self, gated):
         mixer = self.mixer
-        gated = normed(mixer.norm, y.flatten(-2) * gate, mixer.out_proj.weight.dtype, mixer.norm.group_size)
-        return hidden + project(mixer.out_proj, gated).to(hidden.dtype)
+        return project(mixer.out_proj, normed(mixer.norm, gated, mixer.out_proj.weight.dtype, mixer.norm.group_size))
+
+    def _run_fused(self, projected, before, state):
+        return mamba2.run_fused(self.mixer, projected, before, state)
 
 
 STEPS: dict[str, type[SingleStep]] = {"mamba": SelectiveStep, "mamba2": HeadStep}
 """By family; of these, one position takes in nothing from before it but through the mixer."""
-
-
-class LastPositions:
-    """What every layer takes in at the last position of a run of `tokens` [S, L], and what it makes of it there."""
-
-    def __init__(self, model: LanguageModel, tokens: torch.Tensor):
-        """One pass. Raises StudyError for a family without single steps or for sequences of one token."""
-        if model.family.name not in STEPS:
-            raise StudyError(f"{model.family.name}: has no single steps; those that have: {', '.join(STEPS)}")
-        if tokens.shape[1] < 2:
-            raise StudyError("tokens: the last position has none before it; sequences need at least 2 tokens")
-        self.steps = [STEPS[model.family.name](model, layer) for layer in range(model.n_layers)]
-        # All positions but the last run through the kernels, which leave the state; the last one takes single steps.
-        kept: dict[int, torch.Tensor] = {}
-        edits = {
-            f"resid_pre.{layer}": _keeping(kept, layer, step.weight.shape[1] - 1)
-            for layer, step in enumerate(self.steps)
-        }
-        sites = [f"mamba.{layer}.state@-1" for layer in range(model.n_layers)]
-        states = model.run(tokens[:, :-1], capture=sites, edits=edits, logits=False).captured
-        self.hidden: list[torch.Tensor] = []
-        """The residual stream before each block [S, D]."""
-        self.before = [states[site] for site in sites]
-        """Each layer's state before the last position [S, *state]."""
-        self.earlier: list[torch.Tensor] = []
-        """Of each layer's convolution, its sum without the last position [S, C]."""
-        self.inputs: list[Inputs] = []
-        """Of each layer, with P = 1."""
-        self.state: list[torch.Tensor] = []
-        """After the last position [1, S, *state]."""
-        self.y: list[torch.Tensor] = []
-        """[1, S, *y]."""
-        hidden = model.hf.get_input_embeddings()(tokens[:, -1].to(model.device))
-        for layer, step in enumerate(self.steps):
-            projected = step.projected(torch.cat([kept[layer], hidden[:, None]], 1))
-            self.hidden.append(hidden)
-            self.earlier.append(step.earlier(step.conv_in(projected[:, :-1])))
-            self.inputs.append(step.inputs(projected[None, :, -1], self.earlier[layer]))
-            self.state.append(step.after(self.inputs[layer], self.before[layer]))
-            self.y.append(step.read(self.inputs[layer], self.state[layer]))
-            hidden = step.finish(hidden[None], self.y[layer], self.inputs[layer].gate)[0]
-        self.final = hidden
-        """The residual stream after the last block [S, D]."""
-
-    def step(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Variants of the residual stream before a block -> after it, both [P, S, D]."""
-        step = self.steps[layer]
-        inputs = step.inputs(step.projected(hidden), self.earlier[layer])
-        return step.finish(hidden, step.output(inputs, self.before[layer]), inputs.gate)
-
-
-def _keeping(kept: dict[int, torch.Tensor], layer: int, last: int):
-    """An edit that changes nothing and keeps a copy of the last few positions, so that the whole can be freed."""
-
-    def edit(value: torch.Tensor) -> torch.Tensor:
-        kept[layer] = value[:, max(0, value.shape[1] - last) :].clone()
-        return value
-
-    return edit

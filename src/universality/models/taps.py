@@ -5,7 +5,7 @@ whose value belongs to one position of the sequence, such as the state of a recu
 `mamba.3.state@17`, counted from 0, or from the end if negative.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -47,14 +47,9 @@ class Taps:
     def wanted(self, *sites: str) -> bool:
         return any(site in self.capture or site in self.edits for site in sites)
 
-    def wanted_below(self, prefix: str, except_for: Collection[str] = ()) -> bool:
-        """Is any site wanted whose name begins so, but for some?"""
-        return any(site.startswith(prefix) and site not in except_for for site in (*self.capture, *self.edits))
-
-    def captured_last(self, name: str) -> str | None:
-        """The site under which the value of `name` at the last position is captured, if it is and is not edited."""
-        sites = self.positions(name).get(self.length - 1, [])
-        return sites[0] if sites and sites[0] not in self.edits else None
+    def wanted_below(self, prefix: str, except_for: str = "") -> bool:
+        """Is any site wanted, but for one, whose name begins so?"""
+        return any(site.startswith(prefix) and site != except_for for site in (*self.capture, *self.edits))
 
     def positions(self, *names: str) -> dict[int, list[str]]:
         """Positions at which one of `names` is wanted, in order, each with the wanted sites that mean it."""

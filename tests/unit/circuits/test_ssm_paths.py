@@ -10,7 +10,6 @@ from universality.circuits.ssm_fast import SsmPatching, ssm_patching
 from universality.circuits.ssm_paths import ANYWHERE, AT_LAST, PlainSsmPatching
 from universality.circuits.tasks.induction import make_task
 from universality.errors import StudyError
-from universality.models.single_step import LastPositions
 
 CLOSE = {"rtol": 1e-4, "atol": 5e-6}
 K = 4
@@ -132,24 +131,6 @@ def test_in_the_last_layer_direct_and_total_are_one(family, task):
         for direct, total in zip(effects[::2], effects[1::2], strict=True):
             assert (direct.path, total.path) == ("direct", "total")
             torch.testing.assert_close(direct.values, total.values, **CLOSE)
-
-
-def test_everything_at_the_last_position_is_what_the_model_has(family):
-    model, tokens = tiny_model(family), torch.randint(0, 50, (3, LENGTH))
-    for length in (2, LENGTH):  # shorter and longer than the convolution
-        kinds = ("state@-1", "y", "delta", "gate")
-        run = model.run(tokens[:, :length], capture=[f"mamba.{n}.{kind}" for n in range(2) for kind in kinds])
-        found = LastPositions(model, tokens[:, :length])
-        for layer in range(2):
-            inputs = found.inputs[layer]
-            values = (found.state[layer], found.y[layer], inputs.delta, inputs.gate)
-            for kind, value in zip(kinds, values, strict=True):
-                expected = run.captured[f"mamba.{layer}.{kind}"]
-                torch.testing.assert_close(value[0], expected if "@" in kind else expected[:, -1], **CLOSE)
-            torch.testing.assert_close(
-                found.steps[layer].output(inputs, found.before[layer]), found.y[layer], rtol=1e-5, atol=1e-5
-            )
-        torch.testing.assert_close(model.unembed(found.final), run.logits[:, -1], **CLOSE)
 
 
 def test_a_hybrid_has_the_plain_form(task):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from universality.kernels.causal_conv import causal_conv_silu, causal_conv_silu_reference
+from universality.kernels.causal_conv import causal_conv_silu, causal_conv_silu_of, causal_conv_silu_reference
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,15 @@ def test_fused_equals_torch(n_batch, n_pos, n_chan, taps):
     (expected * weight).sum().backward()
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("at", [1, 2, 40])
+def test_what_came_before_may_be_given(at):
+    x, weight, bias = torch.randn(2, 50, 70), torch.randn(65, 4), torch.randn(65)
+    whole = causal_conv_silu_of(x, 5, weight, bias)
+    before = torch.nn.functional.pad(x[:, :at, 5:], (0, 0, 3, 0))[:, -3:]
+    parts = [causal_conv_silu_of(x[:, :at], 5, weight, bias), causal_conv_silu_of(x[:, at:], 5, weight, bias, before)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole)
 
 
 def test_nothing_flows_from_the_future():

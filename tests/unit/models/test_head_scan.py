@@ -87,6 +87,12 @@ def test_the_fused_scan_with_its_surroundings_equals_the_parts(shape):
     ours, last = gated_head_scan(mixed, projected, bias, limit, A, D, n_state)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(last, states[:, -1], rtol=1e-4, atol=1e-4)
+    if n_pos > 1:
+        at = n_pos // 2
+        first, middle = gated_head_scan(mixed[:, :at], projected[:, :at], bias, limit, A, D, n_state)
+        second, end = gated_head_scan(mixed[:, at:], projected[:, at:], bias, limit, A, D, n_state, middle)
+        torch.testing.assert_close(torch.cat([first, second], 1), ours)
+        torch.testing.assert_close(end, last)
     rounded = gated_head_scan(mixed.bfloat16(), projected.bfloat16(), bias, limit, A, D, n_state)
     exact = gated_head_scan(mixed.bfloat16().float(), projected.bfloat16().float(), bias, limit, A, D, n_state)
     assert all(torch.equal(one, other) for one, other in zip(rounded, exact, strict=True))

@@ -105,6 +105,14 @@ def test_the_scan_with_its_surroundings_equals_the_parts(shape):
     expected = y * torch.nn.functional.silu(xz[..., n_chan:])
     torch.testing.assert_close(gated, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(last, states[:, -1], rtol=1e-4, atol=1e-4)
+    if n_pos > 1:
+        at = n_pos // 2
+        halves = zip(*(value.split([at, n_pos - at], 1) for value in (u, step, B, C, xz)), strict=True)
+        (u1, step1, B1, C1, xz1), (u2, step2, B2, C2, xz2) = halves
+        first, middle = gated_scan(u1, step1, bias, A, B1, C1, D, xz1)
+        second, end = gated_scan(u2, step2, bias, A, B2, C2, D, xz2, middle)
+        torch.testing.assert_close(torch.cat([first, second], 1), gated)
+        torch.testing.assert_close(end, last)
     rounded = [v.bfloat16() for v in (u, step, xz)]
     exact = gated_scan(rounded[0].float(), rounded[1].float(), bias, A, B, C, D, rounded[2].float())
     ours = gated_scan(rounded[0], rounded[1], bias, A, B, C, D, rounded[2])

@@ -46,7 +46,7 @@ def _forward(block, hidden, taps, layer, arguments):
     mixer, name = block.mixer, f"mamba.{layer}"
     xz = project(mixer.in_proj, normed(block.norm, hidden, mixer.in_proj.weight.dtype))
     fused = without_gradients(xz, *mixer.parameters()) and not inner_wanted(taps, name)
-    gated = _fused(mixer, xz, taps, name) if fused else _tapped(mixer, xz.float(), taps, name)
+    gated = run_fused(mixer, xz)[0] if fused else _tapped(mixer, xz.float(), taps, name)
     written = taps(f"{name}.out", project(mixer.out_proj, gated).to(hidden.dtype))
     return taps(f"resid_mid.{layer}", hidden + written)
 
@@ -66,25 +66,19 @@ def without_gradients(*values):
 
 
 def inner_wanted(taps, name) -> bool:
-    """Is anything wanted from within the mixer that its kernel does not give?"""
-    return taps.wanted_below(f"{name}.", except_for=(f"{name}.out", taps.captured_last(f"{name}.state")))
+    """Is anything wanted from within the mixer?"""
+    return taps.wanted_below(f"{name}.", except_for=f"{name}.out")
 
 
-def give_last(state, taps, name):
-    """The state after the last position, which a kernel leaves, to a run that captures it."""
-    site = taps.captured_last(f"{name}.state")
-    if site is not None:
-        taps(site, state)
+def run_fused(mixer, xz, conv_before=None, state=None):
+    """(y * gate [B, L, E], last state [B, E, N]) from the input projection, with nothing in between named or kept.
 
-
-def _fused(mixer, xz, taps, name):
-    """y * gate; of what is in between only the last state is kept."""
-    u = causal_conv_silu_of(xz, 0, mixer.conv1d.weight[:, 0], conv_bias(mixer.conv1d))
+    What came before may be given: the convolution's last inputs [B, K - 1, E] and the state [B, E, N].
+    """
+    u = causal_conv_silu_of(xz, 0, mixer.conv1d.weight[:, 0], conv_bias(mixer.conv1d), conv_before)
     step, B, C = _projections(mixer, u)
     step = F.linear(step, mixer.dt_proj.weight)
-    gated, state = gated_scan(u, step, mixer.dt_proj.bias, -torch.exp(mixer.A_log), B, C, mixer.D, xz)
-    give_last(state, taps, name)
-    return gated
+    return gated_scan(u, step, mixer.dt_proj.bias, -torch.exp(mixer.A_log), B, C, mixer.D, xz, state)
 
 
 def _tapped(mixer, xz, taps, name):

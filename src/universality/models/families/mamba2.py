@@ -23,7 +23,6 @@ from universality.models.families.base import Family
 from universality.models.families.mamba import (
     conv_bias,
     conv_with_taps,
-    give_last,
     inner_wanted,
     normed,
     with_skip_tapped,
@@ -66,18 +65,20 @@ def run_mixer(mixer, projected, taps, name, gate=lambda y, gate: y * gate, fused
     `fused`: y * gate may be computed without naming anything in between, if nothing in between is wanted.
     """
     if fused and without_gradients(projected, *mixer.parameters()) and not inner_wanted(taps, name):
-        return _fused(mixer, projected, taps, name)
+        return run_fused(mixer, projected)[0]
     y, silu_z = _tapped(mixer, projected, taps, name)
     return gate(y, silu_z)
 
 
-def _fused(mixer, projected, taps, name):
+def run_fused(mixer, projected, conv_before=None, state=None):
+    """(y * gate [B, L, E], last state [B, H, P, N]) from the input projection, with nothing in between named or kept.
+
+    What came before may be given: the convolution's last inputs [B, K - 1, E + 2GN] and the state [B, H, P, N].
+    """
     weight, bias = mixer.conv1d.weight[:, 0], conv_bias(mixer.conv1d)
-    mixed = causal_conv_silu_of(projected, mixer.intermediate_size, weight, bias)
+    mixed = causal_conv_silu_of(projected, mixer.intermediate_size, weight, bias, conv_before)
     A, n_state = -torch.exp(mixer.A_log.float()), mixer.ssm_state_size
-    gated, state = gated_head_scan(mixed, projected, mixer.dt_bias, mixer.time_step_limit, A, mixer.D, n_state)
-    give_last(state, taps, name)
-    return gated
+    return gated_head_scan(mixed, projected, mixer.dt_bias, mixer.time_step_limit, A, mixer.D, n_state, state)
 
 
 def _tapped(mixer, projected, taps, name):

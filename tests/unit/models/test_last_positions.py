@@ -1,0 +1,75 @@
+"""Two runs up to their last position, against the model itself run twice."""
+
+import pytest
+import torch
+
+from tests.conftest import tiny_model
+from universality.errors import StudyError
+from universality.models.last_positions import last_positions
+from universality.models.single_step import STEPS
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+LENGTH = 11
+
+
+@pytest.fixture(params=list(STEPS))
+def model(request):
+    return tiny_model(request.param)
+
+
+def prompts(length: int, parts_at: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each sequence the two tokens at `parts_at` differ, and some after it."""
+    torch.manual_seed(0)
+    clean = torch.randint(0, 50, (len(parts_at), length))
+    corrupted = clean.clone()
+    for row, at in enumerate(parts_at):
+        corrupted[row, at::2] = (clean[row, at::2] + 1) % 50
+    return clean, corrupted
+
+
+@pytest.mark.parametrize("length", [2, 3, LENGTH])  # shorter and longer than the convolution
+def test_everything_at_the_last_position_is_what_the_model_has(model, length):
+    """Runs that part at the first token, at equal places, at the last one, and never."""
+    pair = prompts(length, [min(at, length) for at in (0, 5, length - 1, 1, 5, length, 2)])
+    kinds = ("state@-1", "y", "delta", "gate")
+    with torch.inference_mode():
+        for tokens, found in zip(pair, last_positions(model, *pair), strict=True):
+            run = model.run(tokens, capture=[f"mamba.{n}.{kind}" for n in range(2) for kind in kinds])
+            for layer in range(2):
+                inputs = found.inputs[layer]
+                values = (found.state[layer], found.y[layer], inputs.delta, inputs.gate)
+                for kind, value in zip(kinds, values, strict=True):
+                    expected = run.captured[f"mamba.{layer}.{kind}"]
+                    torch.testing.assert_close(value[0], expected if "@" in kind else expected[:, -1], **CLOSE)
+                read = found.steps[layer].output(inputs, found.before[layer])
+                torch.testing.assert_close(read, found.y[layer], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(model.unembed(found.final), run.logits[:, -1], **CLOSE)
+
+
+def test_kernels_and_the_plain_form_hand_over_the_same(model):
+    torch.manual_seed(1)
+    step = STEPS[model.family.name](model, 0)
+    with torch.inference_mode():
+        projected = step.projected(torch.randn(3, LENGTH, model.d_model))
+        whole, end = step.run(projected, None)
+        carried, parts = None, []
+        for start, stop in ((0, 1), (1, 7), (7, LENGTH)):
+            part = projected[:, start:stop]
+            before = projected.new_zeros(end.conv.shape) if carried is None else carried.conv
+            state = None if carried is None else carried.state
+            plain, plain_state = step._run_plainly(part, before, state)
+            gated, carried = step.run(part, carried)
+            torch.testing.assert_close(gated, plain, **CLOSE)
+            torch.testing.assert_close(carried.state, plain_state, **CLOSE)
+            parts.append(gated)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
+    torch.testing.assert_close(carried.state, end.state, **CLOSE)
+    torch.testing.assert_close(carried.conv, step.conv_in(projected)[:, -end.conv.shape[1] :])
+
+
+def test_what_cannot_be_run_so_is_told():
+    tokens = torch.zeros(2, 1, dtype=torch.int64)
+    with pytest.raises(StudyError, match="gpt_neox: has no single steps; those that have: mamba, mamba2"):
+        last_positions(tiny_model("gpt_neox"), tokens, tokens)
+    with pytest.raises(StudyError, match="tokens: the last position has none before it"):
+        last_positions(tiny_model("mamba"), tokens, tokens)
