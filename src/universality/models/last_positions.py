@@ -2,9 +2,10 @@
 
 Up to the first token in which the clean and the corrupted prompt differ, both have the same values at every site. So
 those positions are run once, and both runs go on from there with what their blocks hand over. Products with weights
-take all positions at once; within the mixers, sequences that part at one position go together.
+take all positions at once; within the mixers, sequences that part at about the same position go together.
 """
 
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ import torch
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel
 from universality.models.single_step import STEPS, Carried, Inputs, SingleStep
+
+_TOGETHER = 8  # positions: a call of the kernels costs about as much as running so many sequences' positions twice
 
 
 class LastPositions:
@@ -41,6 +44,17 @@ class LastPositions:
         self.final = hidden
         """The residual stream after the last block [S, D]."""
 
+    def part(self, sequences: slice) -> "LastPositions":
+        """Of some of the sequences."""
+        part = copy(self)
+        part.hidden, part.before, part.earlier = (
+            [value[sequences] for value in values] for values in (self.hidden, self.before, self.earlier)
+        )
+        part.inputs = [Inputs(*(value[:, sequences] for value in inputs)) for inputs in self.inputs]
+        part.state, part.y = ([value[:, sequences] for value in values] for values in (self.state, self.y))
+        part.final = self.final[sequences]
+        return part
+
     def step(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """Variants of the residual stream before a block -> after it, both [P, S, D]."""
         step = self.steps[layer]
@@ -63,15 +77,12 @@ def last_positions(
     embed = model.hf.get_input_embeddings()
     clean, corrupted = clean.to(model.device), corrupted.to(model.device)
     carried = _carried(steps, embed, clean[:, :-1], corrupted[:, :-1])
-    found = []
-    for run, tokens in enumerate((clean, corrupted)):
-        own = [Carried(*(values[run] for values in layer)) for layer in carried]
-        found.append(LastPositions(steps, embed(tokens[:, -1]), own))
-    return found[0], found[1]
+    both = LastPositions(steps, embed(torch.cat([clean[:, -1], corrupted[:, -1]])), carried)
+    return both.part(slice(0, len(clean))), both.part(slice(len(clean), None))
 
 
 class _Parting(NamedTuple):
-    """Sequences whose two runs part at one position."""
+    """Sequences whose two runs part at a position or soon after it."""
 
     sequences: torch.Tensor
     """[n]"""
@@ -96,7 +107,7 @@ class _Parting(NamedTuple):
 
 
 def _carried(steps: list[SingleStep], embed, clean: torch.Tensor, corrupted: torch.Tensor) -> list[Carried]:
-    """What each layer hands over after runs of tokens [S, L] each: [2, S, ...]."""
+    """What each layer hands over after runs of tokens [S, L] each: [2S, ...], the clean runs before the corrupted."""
     partings, tokens = _packed(clean, corrupted)
     order = torch.cat([parting.sequences for parting in partings]).argsort()
     hidden, found = embed(tokens), []
@@ -111,16 +122,16 @@ def _carried(steps: list[SingleStep], embed, clean: torch.Tensor, corrupted: tor
 
 
 def _by_run(parts: tuple[torch.Tensor, ...], order: torch.Tensor) -> torch.Tensor:
-    """[2n, ...] of each parting, clean runs before the corrupted ones -> [2, S, ...]."""
+    """[2n, ...] of each parting, clean runs before the corrupted ones -> [2S, ...] likewise."""
     both = [part.unflatten(0, (2, -1)) for part in parts]
-    return torch.cat(both, 1)[:, order]
+    return torch.cat(both, 1)[:, order].flatten(0, 1)
 
 
 def _packed(clean: torch.Tensor, corrupted: torch.Tensor) -> tuple[list[_Parting], torch.Tensor]:
     """Sequences by where their runs part, and the tokens to run, packed into one row."""
     length = clean.shape[1]
     differs = clean != corrupted
-    parts_at = torch.where(differs.any(1), differs.int().argmax(1), length)
+    parts_at = torch.where(differs.any(1), differs.int().argmax(1), length) // _TOGETHER * _TOGETHER
     partings, tokens, end = [], [], 0
     for at in parts_at.unique().tolist():
         sequences = (parts_at == at).nonzero()[:, 0]
