@@ -14,7 +14,8 @@ from universality.errors import StudyError
 from universality.models.language_model import LanguageModel
 from universality.models.single_step import STEPS, Carried, Inputs, SingleStep
 
-_TOGETHER = 8  # positions: a call of the kernels costs about as much as running so many sequences' positions twice
+_TOGETHER = 8
+"""Sequences that part within so many positions go together: a kernel called for few costs more than running more."""
 
 
 class LastPositions:
