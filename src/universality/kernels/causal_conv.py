@@ -120,8 +120,12 @@ def causal_conv_silu(x, weight, bias):
 def causal_conv_silu_of(x, start, weight, bias, before=None):
     """Of the channels of x [B, L, C] from `start` on, without gradients: [B, L, E] in float32.
 
-    `before` [B, K - 1, E], float32, is what these channels were just before (None: zeros).
+    `before` [B, K - 1, E], float32, is what these channels were just before (None: zeros). Raises ValueError for
+    another shape, which the kernel would read beyond.
     """
+    expected = (len(x), weight.shape[1] - 1, len(weight))
+    if before is not None and before.shape != expected:
+        raise ValueError(f"before has shape {tuple(before.shape)}, the convolution needs {expected}")
     out = np.empty((*x.shape[:2], weight.shape[0]), dtype=np.float32)
     given = _NOTHING_BEFORE if before is None else as_array(before)
     _forward(as_kernel_array(x), start, given, as_array(weight.T), as_array(bias), out, True)

@@ -28,6 +28,8 @@ def test_what_came_before_may_be_given(at):
     before = torch.nn.functional.pad(x[:, :at, 5:], (0, 0, 3, 0))[:, -3:]
     parts = [causal_conv_silu_of(x[:, :at], 5, weight, bias), causal_conv_silu_of(x[:, at:], 5, weight, bias, before)]
     torch.testing.assert_close(torch.cat(parts, 1), whole)
+    with pytest.raises(ValueError, match=r"before has shape \(2, 2, 65\), the convolution needs \(2, 3, 65\)"):
+        causal_conv_silu_of(x, 5, weight, bias, before[:, 1:])
 
 
 def test_nothing_flows_from_the_future():

@@ -27,10 +27,10 @@ def prompts(length: int, parts_at: list[int]) -> tuple[torch.Tensor, torch.Tenso
     return clean, corrupted
 
 
-@pytest.mark.parametrize("length", [2, 3, LENGTH])  # shorter and longer than the convolution
+@pytest.mark.parametrize("length", [2, 3, 9, LENGTH, 21])  # around the convolution's and _TOGETHER's
 def test_everything_at_the_last_position_is_what_the_model_has(model, length):
     """Runs that part at the first token, at equal places, at the last one, and never."""
-    pair = prompts(length, [min(at, length) for at in (0, 5, length - 1, 1, 5, length, 2)])
+    pair = prompts(length, [min(at, length) for at in (0, 5, length - 1, 1, 5, length, 2, 9, 17)])
     kinds = ("state@-1", "y", "delta", "gate")
     with torch.inference_mode():
         for tokens, found in zip(pair, last_positions(model, *pair), strict=True):
