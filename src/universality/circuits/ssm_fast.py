@@ -98,7 +98,7 @@ class SsmPatching(SsmPaths):
 
     def write_channels(self, layer: int, offset: int) -> Iterator[Effect]:
         step, inputs, y = self.clean.steps[layer], self.clean.inputs[layer], self.clean.y[layer]
-        changed = step.read(inputs, self.clean.state[layer] + self.change_of_writes(layer, [offset]))
+        changed = step.read(inputs, self.clean.state(layer) + self.change_of_writes(layer, [offset]))
         channels = torch.arange(y.shape[2], device=y.device)
         for part in channels.split(max(1, _ROWS // y.shape[1])):
             alone = channels == part[:, None]  # [P, E]
@@ -124,7 +124,7 @@ class SsmPatching(SsmPaths):
         """y [1, S, *y] and, if not the clean one, gate at the last position, a sender exchanged."""
         step, clean, corrupted = self.clean.steps[layer], self.clean.inputs[layer], self.corrupted.inputs[layer]
         if kind == "state@-1":
-            return step.read(clean, self.corrupted.state[layer]), None
+            return step.read(clean, self.corrupted.state(layer)), None
         if kind == "y":
             return self.corrupted.y[layer], None
         if kind == "gate":
@@ -144,7 +144,7 @@ class SsmPatching(SsmPaths):
 
     def _with_state_changed(self, layer: int, change: torch.Tensor) -> torch.Tensor:
         """The last position's stream after a layer [P, S, D] whose last state is changed by `change` [P, S, *state]."""
-        y = self.clean.steps[layer].read(self.clean.inputs[layer], self.clean.state[layer] + change)
+        y = self.clean.steps[layer].read(self.clean.inputs[layer], self.clean.state(layer) + change)
         return self._finished(layer, y)
 
     def _tail(self, patched: list[torch.Tensor]) -> torch.Tensor:

@@ -21,6 +21,18 @@ def empty_array(shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
     return np.empty(shape, dtype=np.uint16 if dtype == torch.bfloat16 else np.float32)
 
 
+def output_array(shape: tuple[int, ...], out: torch.Tensor | None) -> np.ndarray:
+    """A float32 array for a kernel to fill: the memory of `out`, or a new one.
+
+    Raises ValueError for an `out` that would not hold it.
+    """
+    if out is None:
+        return np.empty(shape, dtype=np.float32)
+    if out.shape != shape or out.dtype != torch.float32 or not out.is_contiguous():
+        raise ValueError(f"out: is {tuple(out.shape)}, {out.dtype}; must be contiguous float32 of {tuple(shape)}")
+    return out.numpy()
+
+
 def as_tensor(array: np.ndarray) -> torch.Tensor:
     """A kernel's array as a tensor of the same memory."""
     tensor = torch.from_numpy(array)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from universality.kernels.arrays import as_array, as_kernel_array
+from universality.kernels.arrays import as_array, as_kernel_array, output_array
 from universality.kernels.compiled import njit
 from universality.kernels.elementary import FASTMATH, LOG2E, exp2_nonpositive, load, silu, softplus
 
@@ -160,16 +160,17 @@ def _gated(mixed, projected, step_bias, step_low, step_high, A, D, n_state, stat
         state[b, head] = h[:n_state]
 
 
-def gated_head_scan(mixed, projected, step_bias, step_limit, A, D, n_state, initial_state=None):
+def gated_head_scan(mixed, projected, step_bias, step_limit, A, D, n_state, initial_state=None, out=None):
     """Without gradients, in float32: (y * silu(z) [B, L, H * P], last state [B, H, P, N]).
 
     mixed [B, L, H * P + 2GN] is u, B and C beside each other; projected [B, L, H * P + ... + H] begins with z and ends
-    with the step sizes before softplus and step_bias [H], which are then held within step_limit.
+    with the step sizes before softplus and step_bias [H], which are then held within step_limit. The first is written
+    to `out`, contiguous float32, where that is given.
     """
     inner = projected.shape[2] - mixed.shape[2] - A.shape[0]
     if inner % A.shape[0] or (mixed.shape[2] - inner) % (2 * n_state) or A.shape != D.shape:
         raise ValueError(f"{tuple(mixed.shape)} and {tuple(projected.shape)} do not fit {len(A)} heads and N={n_state}")
-    y = np.empty((*mixed.shape[:2], inner), dtype=np.float32)
+    y = output_array((*mixed.shape[:2], inner), out)
     state = np.zeros((len(mixed), len(A), n_state, inner // len(A)), dtype=np.float32)
     if initial_state is not None:
         state[:] = as_array(initial_state.transpose(2, 3))

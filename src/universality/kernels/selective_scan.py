@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
-from universality.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array
+from universality.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array, output_array
 from universality.kernels.compiled import njit
 from universality.kernels.elementary import (
     FASTMATH,
@@ -266,14 +266,14 @@ def selective_scan(u, delta, A, B, C, D, initial_state=None):
     return _SelectiveScan.apply(u, delta, A, B, C, D, initial_state)
 
 
-def gated_scan(u, step, step_bias, A, B, C, D, xz, initial_state=None):
+def gated_scan(u, step, step_bias, A, B, C, D, xz, initial_state=None, out=None):
     """Without gradients, in float32: (y * silu(z) [B, L, E], last state [B, E, N]).
 
     u, step [B, L, E]; step_bias [E]: delta is softplus(step + step_bias); z is the second half of xz [B, L, 2E],
-    bfloat16 or float32.
+    bfloat16 or float32. The first is written to `out`, contiguous float32, where that is given.
     """
     u_np, step_np, *parameters = _arrays(u, step, A, B, C, D)
-    y, state = np.empty(u.shape, dtype=np.float32), _initial(initial_state, u.shape[0], A)
+    y, state = output_array(u.shape, out), _initial(initial_state, u.shape[0], A)
     gate = as_kernel_array(xz)
     _forward(u_np, step_np, as_array(step_bias), *parameters, gate, u.shape[2], state, y, _NOT_STORED)
     return torch.from_numpy(y), torch.from_numpy(state).transpose(1, 2)

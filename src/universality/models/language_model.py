@@ -163,7 +163,9 @@ class LanguageModel:
     def unembed(self, resid: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] of the residual stream after the last block [..., D], at whatever positions are given."""
         normed = self._stack.get_submodule(self.family.final_norm)(resid)
-        return self.hf.get_output_embeddings()(normed).float() * self.family.logit_scale(self.hf.config)
+        logits = self.hf.get_output_embeddings()(normed).float()
+        scale = self.family.logit_scale(self.hf.config)
+        return logits if scale == 1 else logits * scale  # a copy of the logits is not for nothing
 
     def promoting(self) -> torch.Tensor:
         """[V, D], float32: what a direction of the stream adds to each token's logit is its product with this, up to

@@ -2,7 +2,8 @@
 
 Up to the first token in which the clean and the corrupted prompt differ, both have the same values at every site. So
 those positions are run once, and both runs go on from there with what their blocks hand over. Products with weights
-take all positions at once; within the mixers, sequences that part at about the same position go together.
+take all positions at once, the last ones too; within the mixers, sequences that part at about the same position go
+together.
 """
 
 from copy import copy
@@ -21,29 +22,32 @@ _TOGETHER = 8
 class LastPositions:
     """What every layer takes in at the last position of a run of S sequences, and what it makes of it there."""
 
-    def __init__(self, steps: list[SingleStep], hidden: torch.Tensor, carried: list[Carried]):
-        """From the residual stream before the first block [S, D] and what each layer hands over to the position."""
+    def __init__(self, steps: list[SingleStep]):
+        """Empty; what follows has an entry for each layer that was added."""
         self.steps = steps
         self.hidden: list[torch.Tensor] = []
         """The residual stream before each block [S, D]."""
-        self.before = [state for _, state in carried]
+        self.before: list[torch.Tensor] = []
         """Each layer's state before the last position [S, *state]."""
-        self.earlier = [step.earlier(conv) for step, (conv, _) in zip(steps, carried, strict=True)]
+        self.earlier: list[torch.Tensor] = []
         """Of each layer's convolution, its sum without the last position [S, C]."""
         self.inputs: list[Inputs] = []
         """Of each layer, with P = 1."""
-        self.state: list[torch.Tensor] = []
-        """After the last position [1, S, *state]."""
         self.y: list[torch.Tensor] = []
         """[1, S, *y]."""
-        for layer, step in enumerate(steps):
-            self.hidden.append(hidden)
-            self.inputs.append(step.inputs(step.projected(hidden[None]), self.earlier[layer]))
-            self.state.append(step.after(self.inputs[layer], self.before[layer]))
-            self.y.append(step.read(self.inputs[layer], self.state[layer]))
-            hidden = step.finish(hidden[None], self.y[layer], self.inputs[layer].gate)[0]
-        self.final = hidden
+        self.final: torch.Tensor
         """The residual stream after the last block [S, D]."""
+
+    def add(self, hidden: torch.Tensor, projected: torch.Tensor, carried: Carried) -> torch.Tensor:
+        """The next layer: the stream before it [S, D], what the block takes from that [S, ...], and what is handed over
+        to the position. Returns its y * gate [S, E]."""
+        step = self.steps[len(self.hidden)]
+        self.hidden.append(hidden)
+        self.before.append(carried.state_t.mT)
+        self.earlier.append(step.earlier(carried.conv))
+        self.inputs.append(step.inputs(projected[None], self.earlier[-1]))
+        self.y.append(step.output(self.inputs[-1], self.before[-1]))
+        return self.y[-1][0].flatten(1) * self.inputs[-1].gate[0]
 
     def part(self, sequences: slice) -> "LastPositions":
         """Of some of the sequences."""
@@ -52,9 +56,13 @@ class LastPositions:
             [value[sequences] for value in values] for values in (self.hidden, self.before, self.earlier)
         )
         part.inputs = [Inputs(*(value[:, sequences] for value in inputs)) for inputs in self.inputs]
-        part.state, part.y = ([value[:, sequences] for value in values] for values in (self.state, self.y))
+        part.y = [y[:, sequences] for y in self.y]
         part.final = self.final[sequences]
         return part
+
+    def state(self, layer: int) -> torch.Tensor:
+        """After the last position [1, S, *state]."""
+        return self.steps[layer].after(self.inputs[layer], self.before[layer])
 
     def step(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """Variants of the residual stream before a block -> after it, both [P, S, D]."""
@@ -75,10 +83,7 @@ def last_positions(
     if clean.shape[1] < 2:
         raise StudyError("tokens: the last position has none before it; sequences need at least 2 tokens")
     steps = [STEPS[model.family.name](model, layer) for layer in range(model.n_layers)]
-    embed = model.hf.get_input_embeddings()
-    clean, corrupted = clean.to(model.device), corrupted.to(model.device)
-    carried = _carried(steps, embed, clean[:, :-1], corrupted[:, :-1])
-    both = LastPositions(steps, embed(torch.cat([clean[:, -1], corrupted[:, -1]])), carried)
+    both = _run(steps, model.hf.get_input_embeddings(), clean.to(model.device), corrupted.to(model.device))
     return both.part(slice(0, len(clean))), both.part(slice(len(clean), None))
 
 
@@ -93,33 +98,41 @@ class _Parting(NamedTuple):
     """And those of [2n, L - at], the clean runs before the corrupted ones."""
     at: int
 
-    def through(self, step: SingleStep, projected: torch.Tensor, gated: list[torch.Tensor]) -> Carried:
-        """What both runs' positions hand over, [2n, ...]; y * gate [positions, E] of all these in the packed order."""
+    def through(self, step: SingleStep, projected: torch.Tensor, gated: torch.Tensor) -> Carried:
+        """What both runs' positions hand over, [2n, ...]; their y * gate is written to `gated` [positions, E]."""
         n, carried = len(self.sequences), None
         if self.at:
-            out, carried = step.run(projected[self.shared].unflatten(0, (n, self.at)), None)
-            gated.append(out.flatten(0, 1))
+            values, out = (x[self.shared].unflatten(0, (n, self.at)) for x in (projected, gated))
+            carried = step.run(values, out)
             carried = Carried(*(torch.cat([value, value]) for value in carried))
         if self.own.stop > self.own.start:
-            out, carried = step.run(projected[self.own].unflatten(0, (2 * n, -1)), carried)
-            gated.append(out.flatten(0, 1))
+            values, out = (x[self.own].unflatten(0, (2 * n, -1)) for x in (projected, gated))
+            carried = step.run(values, out, carried)
         assert carried is not None
         return carried
 
 
-def _carried(steps: list[SingleStep], embed, clean: torch.Tensor, corrupted: torch.Tensor) -> list[Carried]:
-    """What each layer hands over after runs of tokens [S, L] each: [2S, ...], the clean runs before the corrupted."""
-    partings, tokens = _packed(clean, corrupted)
+def _run(steps: list[SingleStep], embed, clean: torch.Tensor, corrupted: torch.Tensor) -> LastPositions:
+    """Of both runs, 2S: the clean ones before the corrupted."""
+    both, n_last = LastPositions(steps), 2 * len(clean)
+    partings, tokens = _packed(clean[:, :-1], corrupted[:, :-1])
     order = torch.cat([parting.sequences for parting in partings]).argsort()
-    hidden, found = embed(tokens), []
+    tokens = torch.cat([tokens, clean[:, -1], corrupted[:, -1]])
+    distinct, place = tokens.unique(return_inverse=True)
+    hidden = embed(tokens)
+    gated = hidden.new_empty(len(tokens), steps[0].mixer.intermediate_size, dtype=torch.float32)
     for step in steps:
-        projected = step.projected(hidden)
-        gated: list[torch.Tensor] = []
+        # What the first block takes in depends on the token alone.
+        projected = step.projected(embed(distinct))[place] if step is steps[0] else step.projected(hidden)
         parts = [parting.through(step, projected, gated) for parting in partings]
-        found.append(Carried(*(_by_run(values, order) for values in zip(*parts, strict=True))))
-        if step is not steps[-1]:  # of the last layer only the state is wanted
-            hidden = hidden + step.written(torch.cat(gated)).to(hidden.dtype)
-    return found
+        carried = Carried(*(_by_run(values, order) for values in zip(*parts, strict=True)))
+        last = hidden[-n_last:].clone()  # a view would keep all positions of every layer in memory
+        gated[-n_last:] = both.add(last, projected[-n_last:], carried)
+        if step is steps[-1]:  # of the last layer only the last position is wanted
+            hidden, gated = last, gated[-n_last:]
+        hidden = hidden + step.written(gated).to(hidden.dtype)
+    both.final = hidden
+    return both
 
 
 def _by_run(parts: tuple[torch.Tensor, ...], order: torch.Tensor) -> torch.Tensor:

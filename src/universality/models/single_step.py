@@ -31,11 +31,12 @@ class Inputs(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """What a block hands over from the positions before: the convolution's last inputs [S, K - 1, C], and the state
-    [S, *state]."""
+    """What a block hands over from the positions before, contiguous."""
 
     conv: torch.Tensor
-    state: torch.Tensor
+    """The convolution's last inputs [S, K - 1, C]."""
+    state_t: torch.Tensor
+    """The state [S, *state], its last two axes exchanged: as the kernels lay it out."""
 
 
 class SingleStep(ABC):
@@ -58,30 +59,31 @@ class SingleStep(ABC):
 
     def earlier(self, conv_before: torch.Tensor) -> torch.Tensor:
         """The convolution's sum without this position [S, C], from its inputs just before it [S, K - 1, C]."""
-        return torch.einsum("skc,ck->sc", conv_before, self.weight[:, :-1]) + self.bias
+        return (conv_before * self.weight[:, :-1].T).sum(1) + self.bias
 
-    def run(self, projected: torch.Tensor, carried: Carried | None) -> tuple[torch.Tensor, Carried]:
-        """y * gate [S, T, E] of the next T positions, at least one, from what the block takes in there; what they hand
-        over. Nothing carried: the first positions."""
+    def run(self, projected: torch.Tensor, gated: torch.Tensor, carried: Carried | None = None) -> Carried:
+        """The next T positions, at least one, from what the block takes in there [S, T, ...]: their y * gate goes into
+        `gated` [S, T, E]. What they hand over. Nothing carried: the first positions."""
         taps = self.weight.shape[1] - 1
         conv_in = self.conv_in(projected)
         before = conv_in.new_zeros(len(conv_in), taps, conv_in.shape[2]) if carried is None else carried.conv
         last = torch.cat([before, conv_in[:, max(0, conv_in.shape[1] - taps) :]], 1)
         run = self._run_fused if projected.device.type == "cpu" else self._run_plainly
-        gated, state = run(projected, before, None if carried is None else carried.state)
-        return gated, Carried(last[:, last.shape[1] - taps :], state)
+        state = run(projected, before, None if carried is None else carried.state_t.mT, gated)
+        return Carried(last[:, last.shape[1] - taps :].contiguous(), state.mT.contiguous())
 
-    def _run_plainly(self, projected: torch.Tensor, before: torch.Tensor, state: torch.Tensor | None):
-        """Position by position the inputs of `inputs`, and a scan of them: (y * gate [S, T, E], last state)."""
+    def _run_plainly(self, projected, before, state: torch.Tensor | None, gated) -> torch.Tensor:
+        """Position by position the inputs of `inputs`, and a scan of them. Returns the last state."""
         conv_in = torch.cat([before, self.conv_in(projected)], 1)
         windows = conv_in.unfold(1, self.weight.shape[1], 1)[..., :-1]  # [S, T, C, K - 1]
         earlier = torch.einsum("stck,ck->stc", windows, self.weight[:, :-1]) + self.bias
         *values, gate = self.inputs(projected, earlier)
         y, state = self.recurrence(*values).scan(0, projected.shape[1], state)
-        return y.flatten(2) * gate, state
+        gated.copy_(y.flatten(2) * gate)
+        return state
 
     @abstractmethod
-    def _run_fused(self, projected: torch.Tensor, before: torch.Tensor, state: torch.Tensor | None):
+    def _run_fused(self, projected, before, state: torch.Tensor | None, gated) -> torch.Tensor:
         """The same by the kernels, on the CPU."""
 
     def after(self, inputs: Inputs, before: torch.Tensor) -> torch.Tensor:
@@ -160,8 +162,8 @@ class SelectiveStep(SingleStep):
     def written(self, gated):
         return project(self.mixer.out_proj, gated)
 
-    def _run_fused(self, projected, before, state):
-        return mamba.run_fused(self.mixer, projected, before, state)
+    def _run_fused(self, projected, before, state, gated):
+        return mamba.run_fused(self.mixer, projected, before, state, gated)[1]
 
 
 class HeadStep(SingleStep):
@@ -196,8 +198,8 @@ class HeadStep(SingleStep):
         mixer = self.mixer
         return project(mixer.out_proj, normed(mixer.norm, gated, mixer.out_proj.weight.dtype, mixer.norm.group_size))
 
-    def _run_fused(self, projected, before, state):
-        return mamba2.run_fused(self.mixer, projected, before, state)
+    def _run_fused(self, projected, before, state, gated):
+        return mamba2.run_fused(self.mixer, projected, before, state, gated)[1]
 
 
 STEPS: dict[str, type[SingleStep]] = {"mamba": SelectiveStep, "mamba2": HeadStep}

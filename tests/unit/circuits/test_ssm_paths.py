@@ -105,7 +105,7 @@ def test_writes_of_all_positions_are_the_state(family, task):
     paths = SsmPatching(model, start, "replace_B", "start")
     for layer in range(2):
         total = paths.change_of_writes(layer, range(LENGTH)).sum(0)
-        expected = (paths.corrupted.state[layer] - paths.clean.state[layer])[0]
+        expected = (paths.corrupted.state(layer) - paths.clean.state(layer))[0]
         assert expected.abs().max() > 1e-4
         torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-5)
 

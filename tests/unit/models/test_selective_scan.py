@@ -139,3 +139,15 @@ def test_one_position_of_many_variants_is_the_formula(n_chan):
         torch.testing.assert_close(expected[p], y[:, 0])
     with pytest.raises(ValueError, match="shapes of u, delta, A, B, C, D, state do not fit each other"):
         selective_step(u, delta, A, B, C, D, state[:1])
+
+
+def test_a_place_for_the_output_that_would_not_hold_it_is_refused():
+    u, delta, A, B, C, D, _ = (x.detach() for x in inputs((2, 5, 3, 4)))
+    given = (u, delta, torch.zeros(3), A, B, C, D, torch.randn(2, 5, 6))
+    whole, _ = gated_scan(*given)
+    out = torch.empty_like(whole)
+    gated_scan(*given, out=out)
+    torch.testing.assert_close(out, whole, rtol=0, atol=0)
+    for wrong in (out[:, :4], torch.empty(2, 3, 5).mT, out.double()):
+        with pytest.raises(ValueError, match="out: is .*must be contiguous float32"):
+            gated_scan(*given, out=wrong)
