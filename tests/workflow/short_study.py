@@ -27,12 +27,9 @@ def write_short_study(folder: Path) -> None:
     study["corpus"]["documents"]["others"] = {}
     study["corpus"]["other_tokenizers"] = {"own": {"kind": "pretrained", "name": MAMBA}}
     mamba = {"source": "folder", "family": "mamba", "path": MAMBA, "tokenizer": "own", "n_layers": 2, "d_model": 16}
-    study["models"]["zoo"] = {"neox": zoo["neox"], "mamba": mamba | {"layers": [1]}}
+    study["models"]["zoo"] = {"neox": zoo["neox"] | {"layers": [1]}, "mamba": mamba | {"layers": [1]}}
     saes = study["saes"]
-    saes["also"] = []
-    saes["transcoders"]["mlp"]["model"] = "neox"
-    saes["crosscoders"] = {"layers": saes["crosscoders"]["neox_mamba"]}
-    saes["crosscoders"]["layers"]["sides"] = [{"model": "neox", "layer": layer} for layer in (0, 1)]
+    saes |= {"also": [], "transcoders": {}, "crosscoders": {}}
     one, other = ({"model": "mamba", "variant": "matryoshka", "seed": seed} for seed in (0, 1))
     study["alignment"]["comparisons"] = {
         "cross": {"setting": "cross_architecture", "a": {"model": "neox", **topk}, "b": {"model": "mamba", **topk}},

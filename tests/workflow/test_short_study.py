@@ -132,7 +132,7 @@ def test_measuring_on_other_documents_trains_nothing(study, tmp_path, key, value
     project = copy(study, tmp_path / "copy")
     project.set(key, value)
     planned = project.planned_names()
-    assert {"saes_evaluation", "saes_evaluation_of_crosscoder", "saes_metrics", "report"} <= planned
+    assert {"saes_evaluation", "saes_metrics", "report"} <= planned
     assert not {"saes", "models"} & planned
 
 
