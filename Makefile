@@ -14,11 +14,15 @@ setup: $(READY)
 
 # The lock file names every package, so pip resolves nothing and brings in nothing else. A virtual environment that was
 # made halfway has no .ready and is made anew. Most of what is installed is never imported: Python compiles the rest as it
-# comes to it.
+# comes to it. pip works on one package at a time, so two install every second one each.
 $(READY): requirements.lock pyproject.toml
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	pip install --quiet --no-compile --no-deps -r requirements.lock
+	sed -n 'p;n' requirements.lock > .venv/odd.lock
+	sed -n 'n;p' requirements.lock > .venv/even.lock
+	pip install --quiet --no-compile --no-deps -r .venv/odd.lock & odd=$$!; \
+	pip install --quiet --no-compile --no-deps -r .venv/even.lock; even=$$?; \
+	wait $$odd && exit $$even
 	pip install --quiet --no-deps --no-build-isolation --editable .
 	pip check
 	touch $@

@@ -109,7 +109,11 @@ BAD = [
     ("alignment.comparisons.cross.a.model", "bert", "cross.a.model: 'bert' is not in models.zoo: mamba, neox"),
     ("alignment.comparisons.cross.a.variant", "x", "cross.a.variant: 'x' is not in saes.variants: topk, relu_l1"),
     ("alignment.comparisons.cross.a", {"model": "neox"}, "neox needs an SAE variant and seed"),
-    ("alignment.comparisons.sae_seed_neox.b.seed", 0, "setting sae_seed compares one model and variant, two SAE seeds"),
+    (
+        "alignment.comparisons.sae_seed_mamba.b.seed",
+        0,
+        "setting sae_seed compares one model and variant, two SAE seeds",
+    ),
     (
         "alignment.comparisons.model_seed_neox.b.model",
         "mamba",

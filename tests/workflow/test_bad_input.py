@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import SENTENCE
 from tests.workflow.project import ROOT, Project
-from universality.cli import app
+from universality.cli import application
 
 SMOKE = yaml.safe_load((ROOT / "studies" / "smoke.yaml").read_text())
 
@@ -214,14 +214,14 @@ def test_the_papers_study_plans_without_network(tmp_path):
 
 
 def command_names():
-    for stage, group in typer.main.get_command(app).commands.items():
+    for stage, group in typer.main.get_command(application()).commands.items():
         for command in group.commands:
             yield stage, command
 
 
 @pytest.mark.parametrize(("stage", "command"), list(command_names()))
 def test_every_command_has_help_with_an_example(stage, command):
-    run = CliRunner().invoke(app, [stage, command, "--help"], prog_name="universality")
+    run = CliRunner().invoke(application(), [stage, command, "--help"], prog_name="universality")
     assert run.exit_code == 0
     assert f"universality {stage} {command}" in run.output
     assert f"Example: universality {stage} {command}" in " ".join(run.output.split())

@@ -65,7 +65,7 @@ def test_the_results_are_all_there(smoke):
     spaces = read_table(results / "alignment" / "spaces" / "cross.parquet").to_pandas()
     assert set(spaces.measure) == {"cka", "cka_debiased", "svcca", "rsa"}
     assert spaces.value.between(-1, 1).all()
-    shares = read_table(results / "alignment" / "decoders" / "sae_seed_neox_shares.parquet").to_pandas()
+    shares = read_table(results / "alignment" / "decoders" / "sae_seed_mamba_shares.parquet").to_pandas()
     assert ((shares.low <= shares.share) & (shares.share <= shares.high)).all()
     effects = read_table(results / "ablation" / "cross" / "b" / "effects.parquet").to_pandas()
     assert set(effects.what) == {"loss", "induction", "recall"}

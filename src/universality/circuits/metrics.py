@@ -24,5 +24,5 @@ def measure(logits: torch.Tensor, task: Task) -> torch.Tensor:
     right = logits[rows, answer]
     parts = zip(logits.split(_ROWS), answer.split(_ROWS), strict=True)
     log_prob = torch.cat([torch.log_softmax(part, -1).gather(1, a[:, None])[:, 0] for part, a in parts])
-    top1 = (right == logits.amax(-1)).to(logits)
+    top1 = (logits.argmax(-1) == answer).to(logits)
     return torch.stack([right - logits[rows, distractor], log_prob, log_prob.exp(), right, top1], dim=1)

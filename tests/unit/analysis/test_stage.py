@@ -29,7 +29,7 @@ from universality.analysis.idiosyncratic import (
 from universality.analysis.logits import logit_effects
 from universality.analysis.settings import AgainstSettings, FeaturesJob, Held, IdiosyncraticJob, IdiosyncraticSettings
 from universality.analysis.similarity import MEASURES, resampled_mppc, write_similarity
-from universality.cli import app
+from universality.cli import application
 from universality.corpus.tokenizer import load_tokenizer
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel
@@ -353,7 +353,7 @@ def test_the_command_asks_an_endpoint_once(folders, corpus, tmp_path, monkeypatc
     arguments += ["--features", folders / "features", "--codes", folders / "codes", "--tokens", corpus / "tokens"]
     arguments += ["--tokenizer", corpus / "tokenizer", "--cache", tmp_path / "answers", "--out"]
     server.script = ["no JSON at all"]
-    first = CliRunner().invoke(app, [*map(str, arguments), str(tmp_path / "one")])
+    first = CliRunner().invoke(application(), [*map(str, arguments), str(tmp_path / "one")])
     assert first.exit_code == 0, first.output
     asked = len(server.asked)
     table = read_table(tmp_path / "one" / "judged.parquet").to_pandas()
@@ -365,10 +365,10 @@ def test_the_command_asks_an_endpoint_once(folders, corpus, tmp_path, monkeypatc
     assert tested.between(0, 1).all()
     assert asked == 4 + len(tested)
     assert len(tested) >= 3
-    CliRunner().invoke(app, [*map(str, arguments), str(tmp_path / "two")])
+    CliRunner().invoke(application(), [*map(str, arguments), str(tmp_path / "two")])
     assert len(server.asked) == asked
     assert (tmp_path / "two" / "judged.parquet").read_bytes() == (tmp_path / "one" / "judged.parquet").read_bytes()
     monkeypatch.delenv("OPENAI_BASE_URL")
-    refused = CliRunner().invoke(app, [*map(str, arguments), str(tmp_path / "three")])
+    refused = CliRunner().invoke(application(), [*map(str, arguments), str(tmp_path / "three")])
     assert isinstance(refused.exception, StudyError)
     assert "judge: the environment has no OPENAI_BASE_URL" in str(refused.exception)
