@@ -1,3 +1,4 @@
+import ast
 import json
 import subprocess
 import sys
@@ -5,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from universality.provenance import code_hash, source_files
+from universality.provenance import _imports, code_hash, source_files
 from universality.study.dvc import STAGES
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +64,33 @@ def test_how_the_store_is_read_does_not_decide_on_what_is_in_it():
     names = {file.name for file in files if file.parent.name == "activations"}
     assert "writer.py" in names
     assert not {"store.py", "batches.py", "shuffle.py", "statistics.py", "stream.py"} & names
+
+
+def imports_by_parsing(content: str) -> set[str]:
+    nodes = [node for node in ast.walk(ast.parse(content)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named = {f"{n.module}.{alias.name}" for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}
+    return {name for name in plain | named if name.startswith("universality")}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "if x: from universality.a import b\n",
+        "x = 1; import universality.a\n",
+        "from universality.a import (  # (of two)\n    b,\n    c,\n)\n",
+        "from universality.a \\\n    import b\n",
+        "def f():\n    'import what is\\nfrom here import it'\n    import universality.a as b, universality.c\n",
+        "try:\n    from universality.a import b\nexcept ImportError:\n\timport universality.c\n",
+    ],
+)
+def test_imports_are_found_without_parsing_all(content, tmp_path):
+    assert set(_imports(tmp_path / "x.py", content.encode())) == imports_by_parsing(content)
+
+
+def test_imports_of_all_our_files_are_found_without_parsing_all():
+    for path in (ROOT / "src").rglob("*.py"):
+        assert set(_imports(path, path.read_bytes())) == imports_by_parsing(path.read_text()), path
 
 
 @pytest.fixture

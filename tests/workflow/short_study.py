@@ -30,10 +30,10 @@ def write_short_study(folder: Path) -> None:
     study["models"]["zoo"] = {"neox": zoo["neox"] | {"layers": [1]}, "mamba": mamba | {"layers": [1]}}
     saes = study["saes"]
     saes |= {"also": [], "transcoders": {}, "crosscoders": {}}
-    one, other = ({"model": "mamba", "variant": "matryoshka", "seed": seed} for seed in (0, 1))
+    one, other = ({"model": "mamba", "variant": variant, "seed": 0} for variant in ("topk", "matryoshka"))
     study["alignment"]["comparisons"] = {
         "cross": {"setting": "cross_architecture", "a": {"model": "neox", **topk}, "b": {"model": "mamba", **topk}},
-        "sae_seed": {"setting": "sae_seed", "a": one, "b": other},
+        "variants": {"setting": "any", "a": one, "b": other},
     }
     study["circuits"]["tasks"] = {"induction": study["circuits"]["tasks"]["induction"]}
     (folder / "params.yaml").write_text(yaml.safe_dump(study))

@@ -29,7 +29,7 @@ def test_killed_jobs_leave_nothing_behind(study, finished):
 
 def test_a_killed_snakemake_is_unlocked_and_goes_on(study, untouched, tmp_path):
     project = copy(untouched, tmp_path / "copy")
-    for folder in ("sae_seed", "parts/sae_seed"):  # of the two comparisons that which less follows from
+    for folder in ("variants", "parts/variants"):  # of the two comparisons that which less follows from
         shutil.rmtree(project.folder / "results" / "alignment" / folder)
     run = subprocess.Popen(["snakemake"], cwd=project.folder, env=environment(), start_new_session=True)
     while not any(stage_of(child) == "alignment" for child in psutil.Process(run.pid).children(recursive=True)):

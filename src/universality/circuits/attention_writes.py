@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
+from universality.circuits.component import Component
 from universality.circuits.head_paths import HeadPaths
-from universality.circuits.path_patching import Component, Effect, Place, replace
+from universality.circuits.path_patching import Effect, Place, replace
 from universality.circuits.tasks.base import Task
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel

@@ -39,8 +39,8 @@ from typing import Literal, NamedTuple
 import torch
 
 from universality.circuits.columns import METRICS
+from universality.circuits.component import Component
 from universality.circuits.metrics import measure
-from universality.circuits.path_patching import Component
 from universality.circuits.tasks.base import Task
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel

@@ -32,12 +32,10 @@ from typing import NamedTuple
 import torch
 
 from universality.circuits.attribution import DIFFERENTIABLE, WRITERS, Values, along_path, check, components
-from universality.circuits.path_patching import Component
+from universality.circuits.component import LOGITS, Component
 from universality.circuits.tasks.base import Task
 from universality.models.language_model import LanguageModel
 from universality.models.taps import Edit
-
-LOGITS = Component("logits")
 
 
 @dataclass(frozen=True)

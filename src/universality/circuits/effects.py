@@ -7,16 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from universality.circuits.component import Component
 from universality.circuits.head_paths import HeadPaths
 from universality.circuits.metrics import measure
-from universality.circuits.path_patching import (
-    SHUFFLED,
-    Component,
-    Effect,
-    PatchingBatch,
-    Place,
-    with_shuffled_clean,
-)
+from universality.circuits.path_patching import SHUFFLED, Effect, PatchingBatch, Place, with_shuffled_clean
 from universality.circuits.settings import Measuring
 from universality.circuits.ssm_fast import ssm_patching
 from universality.circuits.ssm_paths import ANYWHERE, KINDS

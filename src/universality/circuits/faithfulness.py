@@ -28,9 +28,10 @@ from scipy.stats import rankdata
 
 from universality.circuits.attribution import WRITERS, check, components
 from universality.circuits.columns import METRICS
+from universality.circuits.component import Component
 from universality.circuits.edges import EdgePatching, Graph
 from universality.circuits.metrics import measure
-from universality.circuits.path_patching import Component, replace
+from universality.circuits.path_patching import replace
 from universality.circuits.tasks.base import Task
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel

@@ -18,18 +18,9 @@ from typing import NamedTuple
 
 import torch
 
+from universality.circuits.component import Component
 from universality.circuits.metrics import measure
-from universality.circuits.path_patching import (
-    PATHS,
-    Component,
-    Donor,
-    Effect,
-    PatchingBatch,
-    Path,
-    Paths,
-    Places,
-    mlps,
-)
+from universality.circuits.path_patching import PATHS, Donor, Effect, PatchingBatch, Path, Paths, Places, mlps
 from universality.circuits.tasks.base import Task
 from universality.models.block_parts import Before, BlockParts
 from universality.models.language_model import LanguageModel

@@ -22,16 +22,16 @@ Edges: mover -> inducer by each input, inducer -> output and inducer -> logits a
 and MLP frozen (induction_paths.py). inducer -> output goes on from there with everything recomputed.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from scipy.stats import wasserstein_distance
 
-from universality.circuits.edges import LOGITS
+from universality.circuits.component import Component
 from universality.circuits.faithfulness import draws, interval
+from universality.circuits.graph import Edge, InductionGraph, Node, Role, Share
 from universality.circuits.induction_paths import (
     Way,
     carried,
@@ -45,97 +45,16 @@ from universality.circuits.induction_paths import (
     whole_runs,
     written_at_last,
 )
-from universality.circuits.path_patching import Component
 from universality.circuits.statistics import p_value, significant
 from universality.circuits.tasks.base import Task
 from universality.circuits.tasks.induction import CORRUPTIONS
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel
 
-Role = Literal["mover", "inducer", "output"]
-ROLES: tuple[Role, ...] = ("mover", "inducer", "output")
 ANSWER, PLACE = CORRUPTIONS
 Key = TypeVar("Key", bound=Hashable)
 Effects = dict[Key, np.ndarray]
 """Of each prompt [S]."""
-
-
-class Share(NamedTuple):
-    """A mean effect as a share of the whole one, with the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Node(NamedTuple):
-    """`depth` is layer / (n_layers - 1), 0 in a model of one layer."""
-
-    component: Component
-    depth: float
-    role: Role
-    share: Share
-
-
-class Edge(NamedTuple):
-    """`by`: q, k, v; "conv 1 back"; or "stream". `target` may be LOGITS."""
-
-    source: Component
-    target: Component
-    by: str
-    share: Share
-
-    @property
-    def kind(self) -> str:
-        """ "to_inducer", or "own" where mover and inducer are one layer; "to_output", "to_logits"."""
-        if self.by == "stream":
-            return "to_logits" if self.target == LOGITS else "to_output"
-        return "own" if self.source.layer == self.target.layer else "to_inducer"
-
-
-class InductionGraph(NamedTuple):
-    """`accuracy` is the share of clean prompts answered right; it `passes` if that is at least the least asked for.
-
-    There are no nodes where it does not pass, nor where no inducer is found.
-    """
-
-    n_layers: int
-    accuracy: float
-    passes: bool
-    nodes: tuple[Node, ...] = ()
-    edges: tuple[Edge, ...] = ()
-
-    def having(self, role: Role) -> list[Component]:
-        return [node.component for node in self.nodes if node.role == role]
-
-    def to_dict(self) -> dict:
-        """For JSON: the same graph gives the same text. `graph_of_dict` reads it."""
-        nodes = [
-            {
-                "component": node.component.name,
-                "site": node.component.site,
-                "head": node.component.head,
-                "layer": node.component.layer,
-                "depth": node.depth,
-                "role": node.role,
-                "share": node.share._asdict(),
-            }
-            for node in self.nodes
-        ]
-        edges = [
-            {"source": e.source.name, "target": e.target.name, "by": e.by, "share": e.share._asdict()}
-            for e in self.edges
-        ]
-        whole = {"n_layers": self.n_layers, "accuracy": self.accuracy, "passes": self.passes}
-        return whole | {"nodes": nodes, "edges": edges}
-
-
-def graph_of_dict(values: Mapping) -> InductionGraph:
-    named = {node["component"]: Component(node["site"], node["head"]) for node in values["nodes"]}
-    named[LOGITS.name] = LOGITS
-    nodes = [Node(named[n["component"]], n["depth"], n["role"], Share(**n["share"])) for n in values["nodes"]]
-    edges = [Edge(named[e["source"]], named[e["target"]], e["by"], Share(**e["share"])) for e in values["edges"]]
-    return InductionGraph(values["n_layers"], values["accuracy"], values["passes"], tuple(nodes), tuple(edges))
 
 
 class Criteria(NamedTuple):
@@ -263,53 +182,3 @@ class _Search:
         wholes = self.whole[corruption][drawn].mean(1)
         shares = effects[drawn].mean(1) / np.where(wholes == 0, np.nan, wholes)
         return Share(*(float(end[0]) for end in interval(shares[:, None], self.criteria.confidence)))
-
-
-class Similarity(NamedTuple):
-    """`score` is the mean of the other two; all are within [0, 1]."""
-
-    score: float
-    depths: float
-    edges: float
-
-
-def similarity(a: InductionGraph, b: InductionGraph) -> Similarity | None:
-    """How alike two models' circuits are; None if one has none, since there is nothing to be like.
-
-    `depths`: for each role that both have, 1 - the Wasserstein distance of the relative depths of its components,
-    weighted by their shares, each side's to sum 1; 0 for a role that one alone has. The mean over roles weights each by
-    the larger of its two total shares.
-
-    `edges`: shares are summed by kind (Edge.kind); the sum over kinds of the smaller sum, over that of the larger.
-
-    Both are 1 for a graph with itself, and symmetric. Inputs (q, k, v, taps) are not compared, for families have
-    different ones. Chance is not 0: two depths drawn uniformly are 1/3 apart in the mean, which makes `depths` 2/3. In
-    a model of few layers depths are coarse, and in one of a single layer 0. A component just below `min_share` in one
-    model and just above it in the other counts as missing; intervals tell which are near.
-    """
-    if not a.having("inducer") or not b.having("inducer"):
-        return None
-    weights, alike = [], []
-    for role in ROLES:
-        sides = [[node for node in graph.nodes if node.role == role] for graph in (a, b)]
-        weights.append(max(sum(node.share.value for node in nodes) for nodes in sides))
-        alike.append(1 - _distance(*sides) if all(sides) else 0.0)
-    depths = float(np.average(alike, weights=weights))
-    kinds = [_by_kind(graph) for graph in (a, b)]
-    sums = [[by_kind.get(kind, 0.0) for by_kind in kinds] for kind in sorted(kinds[0] | kinds[1])]
-    larger = sum(map(max, sums))
-    edges = sum(map(min, sums)) / larger if larger else 1.0  # neither has any: nodes are all there is
-    return Similarity((depths + edges) / 2, depths, edges)
-
-
-def _distance(a: list[Node], b: list[Node]) -> float:
-    depths = ([node.depth for node in side] for side in (a, b))
-    shares = ([node.share.value for node in side] for side in (a, b))
-    return float(wasserstein_distance(*depths, *shares))
-
-
-def _by_kind(graph: InductionGraph) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for edge in graph.edges:
-        found[edge.kind] = found.get(edge.kind, 0.0) + edge.share.value
-    return found

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from universality.circuits.columns import METRICS
-from universality.circuits.edges import LOGITS
+from universality.circuits.component import LOGITS, Component
 from universality.circuits.head_paths import HeadPaths
 from universality.circuits.metrics import measure
-from universality.circuits.path_patching import Component, Place, receiver_inputs, replace, senders
+from universality.circuits.path_patching import Place, receiver_inputs, replace, senders
 from universality.circuits.ssm_fast import ssm_patching
 from universality.circuits.tasks.base import Task
 from universality.models.language_model import LanguageModel

@@ -22,8 +22,8 @@ import torch
 
 from universality.circuits.attention_writes import AttentionWrites
 from universality.circuits.columns import METRICS
+from universality.circuits.component import Component
 from universality.circuits.faithfulness import Estimate, interval
-from universality.circuits.path_patching import Component
 from universality.circuits.ssm_fast import ssm_patching
 from universality.circuits.tasks.base import Task
 from universality.errors import StudyError

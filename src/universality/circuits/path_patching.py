@@ -27,6 +27,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from universality.circuits.component import Component
 from universality.circuits.metrics import measure
 from universality.circuits.tasks.base import Task
 from universality.errors import StudyError
@@ -79,29 +80,6 @@ class Place(NamedTuple):
 
 Places = Sequence[Place] | None
 """Where senders are patched, one place at a time; None: at all positions together."""
-
-
-class Component(NamedTuple):
-    """A site, or one head of it; of a convolution's taps, one tap."""
-
-    site: str
-    head: int | None = None
-
-    @property
-    def layer(self) -> int:
-        """-1 for what stands outside the layers."""
-        return int(self.site.split(".")[1]) if "." in self.site else -1
-
-    @property
-    def name(self) -> str:
-        if "." not in self.site:
-            return self.site
-        module, _, kind = self.site.split("@")[0].split(".")
-        if module == "attn" and self.head is not None:
-            return f"L{self.layer}H{self.head}" + (f" {kind}" if kind != "z" else "")
-        whole = module == "mlp" or (module == "attn" and kind == "out")  # all heads together
-        name = f"L{self.layer} {module if whole else kind}"
-        return name if self.head is None else f"{name} {self.head}"
 
 
 def senders(model: LanguageModel) -> list[Component]:

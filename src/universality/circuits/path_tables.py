@@ -7,8 +7,8 @@ import numpy as np
 
 from universality.circuits.circuit import FIRST, Circuit
 from universality.circuits.columns import PATHS
+from universality.circuits.component import Component
 from universality.circuits.effects import Effects, Row, at_places, through, to_logits, to_logits_by_chance
-from universality.circuits.path_patching import Component
 from universality.circuits.statistics import interval
 
 

@@ -2,24 +2,22 @@
 which state channels (channels), what the convolution's taps bring there (taps), which mixing can be cut (mixing), and
 the circuit as a graph, compared between models."""
 
-import itertools
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from universality.circuits.circuit import FIRST, Circuit
 from universality.circuits.columns import CHANNELS, ENDS, MIXING, OFF_BY_ONE, TAPS
 from universality.circuits.effects import joined
-from universality.circuits.induction_graph import Criteria, Similarity, graph_of_dict, induction_graph, similarity
+from universality.circuits.induction_graph import Criteria, induction_graph
 from universality.circuits.mixing import MixingCuts
 from universality.circuits.off_by_one import Profile, kept_offsets, layer_shares, strongest, whole_profile
 from universality.circuits.ssm_fast import ssm_patching
 from universality.circuits.ssm_paths import THROUGH
 from universality.runtime import progress
-from universality.storage import read_json, write_json, write_table
+from universality.storage import write_json
 
 _TAP_OFFSETS = (0, 1, 2)
 """Positions after B whose writes taps are exchanged in: B itself stands one after A, and taps reach back a few."""
@@ -128,15 +126,3 @@ def write_graph(circuit: Circuit, out: Path) -> None:
         confidence=settings.confidence,
     )
     write_json(out, induction_graph(circuit.model, circuit.task, criteria, settings.batch_size).to_dict())
-
-
-def write_similarity(graphs: list[Path], out: Path) -> None:
-    """A row for each two models of a task: how alike their graphs are; missing where one has none."""
-    read = {path.parent.name: graph_of_dict(read_json(path)) for path in graphs}
-    rows = [(a, b, similarity(read[a], read[b])) for a, b in itertools.combinations(read, 2)]
-    columns = {"model": [a for a, _, _ in rows], "other": [b for _, b, _ in rows]}
-    table = {name: pa.array(values, pa.string()) for name, values in columns.items()}
-    for name in Similarity._fields:
-        values = [None if found is None else getattr(found, name) for _, _, found in rows]
-        table[name] = pa.array(values, pa.float64())
-    write_table(out, pa.table(table))

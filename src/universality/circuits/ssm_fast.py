@@ -17,8 +17,9 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
+from universality.circuits.component import Component
 from universality.circuits.metrics import measure
-from universality.circuits.path_patching import Component, Effect
+from universality.circuits.path_patching import Effect
 from universality.circuits.ssm_paths import (
     AT_LAST,
     KINDS,

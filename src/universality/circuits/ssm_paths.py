@@ -23,8 +23,9 @@ from typing import Literal
 
 import torch
 
+from universality.circuits.component import Component
 from universality.circuits.metrics import measure
-from universality.circuits.path_patching import Component, Effect, mixing_sites, replace
+from universality.circuits.path_patching import Effect, mixing_sites, replace
 from universality.circuits.tasks.base import Task
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel

@@ -6,7 +6,8 @@ from scipy.stats import spearmanr
 from tests.conftest import LENGTH, tiny_model
 from universality.circuits.attribution import WRITERS, Attribution, components, node_attribution
 from universality.circuits.columns import METRICS
-from universality.circuits.edges import LOGITS, EdgePatching, edge_attribution, graph_of
+from universality.circuits.component import LOGITS, Component
+from universality.circuits.edges import EdgePatching, edge_attribution, graph_of
 from universality.circuits.faithfulness import (
     Curve,
     agreement,
@@ -19,7 +20,7 @@ from universality.circuits.faithfulness import (
     patched_effects,
 )
 from universality.circuits.metrics import measure
-from universality.circuits.path_patching import Component, PatchingBatch
+from universality.circuits.path_patching import PatchingBatch
 from universality.circuits.tasks.induction import make_task
 from universality.errors import StudyError
 

@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from tests.conftest import LENGTH, tiny_model
+from universality.circuits.component import Component
 from universality.circuits.metrics import measure
 from universality.circuits.off_by_one import OFFSETS, profile
-from universality.circuits.path_patching import Component, PatchingBatch, mixing_sites
+from universality.circuits.path_patching import PatchingBatch, mixing_sites
 from universality.circuits.tasks.induction import make_task
 from universality.errors import StudyError
 

@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from tests.conftest import LENGTH, tiny_model
+from universality.circuits.component import Component
 from universality.circuits.head_paths import HeadPaths
 from universality.circuits.metrics import measure
-from universality.circuits.path_patching import Component, PatchingBatch, Place, with_shuffled_clean
+from universality.circuits.path_patching import PatchingBatch, Place, with_shuffled_clean
 from universality.circuits.tasks.induction import make_task
 from universality.errors import StudyError
 

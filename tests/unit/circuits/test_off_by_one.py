@@ -7,6 +7,7 @@ import torch
 from tests.conftest import LENGTH, tiny_model
 from universality.circuits.attention_writes import AttentionWrites
 from universality.circuits.columns import METRICS
+from universality.circuits.component import Component
 from universality.circuits.faithfulness import draws
 from universality.circuits.metrics import measure
 from universality.circuits.off_by_one import (
@@ -18,7 +19,6 @@ from universality.circuits.off_by_one import (
     strongest,
     whole_profile,
 )
-from universality.circuits.path_patching import Component
 from universality.circuits.planted import planted_mamba, planted_mamba2, planted_transformer
 from universality.circuits.tasks.induction import make_task
 from universality.errors import StudyError

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from universality.circuits.columns import METRICS
+from universality.circuits.component import Component
 from universality.circuits.metrics import measure
-from universality.circuits.path_patching import Component, PatchingBatch
+from universality.circuits.path_patching import PatchingBatch
 from universality.circuits.planted import planted_mamba, planted_mamba2, planted_transformer
 from universality.circuits.planted.state_space import CODE
 from universality.circuits.tasks.induction import CORRUPTIONS, make_task

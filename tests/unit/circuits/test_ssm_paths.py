@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.conftest import LENGTH, tiny_model
+from universality.circuits.component import Component
 from universality.circuits.metrics import measure
-from universality.circuits.path_patching import Component
 from universality.circuits.ssm_fast import SsmPatching, ssm_patching
 from universality.circuits.ssm_paths import ANYWHERE, AT_LAST, PlainSsmPatching
 from universality.circuits.tasks.induction import make_task

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from universality.circuits.path_patching import Component
+from universality.circuits.component import Component
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel
 

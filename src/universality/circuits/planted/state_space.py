@@ -10,7 +10,7 @@ almost 0, and write nothing.
 import torch.nn.functional as F
 from torch import nn, tensor
 
-from universality.circuits.path_patching import Component
+from universality.circuits.component import Component
 from universality.circuits.planted.base import LOGIT, Planted, copy_codes
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel

@@ -8,7 +8,7 @@ end-of-text token has no value.
 import torch
 from transformers import GPT2Config
 
-from universality.circuits.path_patching import Component
+from universality.circuits.component import Component
 from universality.circuits.planted.base import LOGIT, N_LAYERS, Planted, check, copy_codes
 from universality.errors import StudyError
 from universality.models.initialisation import initialised
