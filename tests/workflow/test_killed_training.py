@@ -14,7 +14,8 @@ import torch
 from tests.conftest import small_training, write_store
 from tests.workflow.project import environment
 
-pytestmark = pytest.mark.slow
+# A group comes before single tests: long ones at the very end would leave the other worker with nothing to do.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("killed")]
 
 VARIANTS = [
     {"architecture": "topk", "k": 4, "k_aux": 8, "aux_coefficient": 0.03125},

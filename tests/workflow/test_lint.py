@@ -6,6 +6,8 @@ import pytest
 
 from tests.workflow.project import ROOT, environment
 
+pytestmark = pytest.mark.xdist_group("lint")  # not at the very end, as in test_killed_training.py
+
 
 @pytest.mark.parametrize(
     "command",
