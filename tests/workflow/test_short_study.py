@@ -126,7 +126,7 @@ def test_edited_settings_rerun_only_what_depends_on_them(study, tmp_path, key, v
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("activations.evaluation_sequences", 512), ("saes.evaluation.sequences", 32)]
+    ("key", "value"), [("activations.evaluation_sequences", 512), ("saes.evaluation.sequences", 16)]
 )
 def test_measuring_on_other_documents_trains_nothing(study, tmp_path, key, value):
     project = copy(study, tmp_path / "copy")
