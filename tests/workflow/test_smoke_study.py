@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.workflow.project import ROOT, stage_edges
+from tests.workflow.project import ROOT, copy, stage_edges
 from universality.config import load_study
 from universality.plan import Plan
 from universality.storage import read_table
@@ -135,6 +135,14 @@ def test_every_job_leaves_a_log_and_its_benchmark(smoke):
     assert re.search(r"steps: 60/60, [\d.]+/s, 0 s left", printed)
     assert printed.count("This study needs about") == 1
     assert "This study needs" not in smoke.snakemake("-n", "--forceall").stdout
+
+
+def test_measuring_a_crosscoder_on_other_documents_trains_nothing(smoke, tmp_path):
+    project = copy(smoke, tmp_path / "copy")
+    project.set("saes.evaluation.sequences", 16)
+    planned = project.planned_names()
+    assert {"saes_evaluation", "saes_evaluation_of_crosscoder", "saes_metrics", "report"} <= planned
+    assert not {"saes", "models"} & planned
 
 
 def test_dvc_yaml_is_what_the_code_says():

@@ -80,7 +80,7 @@ def similarity(
 ) -> None:
     """How alike are the circuits of each two models?"""
     configure(threads, log)
-    from universality.circuits.similarity import write_similarity
+    from universality.circuits.graph_similarity import write_similarity
 
     write_similarity(graph, out)
 

@@ -31,7 +31,6 @@ import torch
 
 from universality.circuits.component import Component
 from universality.circuits.faithfulness import draws, interval
-from universality.circuits.graph import Edge, InductionGraph, Node, Role, Share
 from universality.circuits.induction_paths import (
     Way,
     carried,
@@ -45,6 +44,7 @@ from universality.circuits.induction_paths import (
     whole_runs,
     written_at_last,
 )
+from universality.circuits.roles import Edge, InductionGraph, Node, Role, Share
 from universality.circuits.statistics import p_value, significant
 from universality.circuits.tasks.base import Task
 from universality.circuits.tasks.induction import CORRUPTIONS

@@ -8,14 +8,14 @@ import torch
 
 from tests.conftest import LENGTH, tiny_model
 from universality.circuits.component import LOGITS, Component
-from universality.circuits.graph import Edge, InductionGraph, Node, Share, graph_of_dict
+from universality.circuits.graph_similarity import similarity
 from universality.circuits.induction_graph import Criteria, induction_graph
 from universality.circuits.induction_paths import Way, carried, inputs_of, moved, onwards, ways_into
 from universality.circuits.metrics import measure
 from universality.circuits.path_patching import PatchingBatch
 from universality.circuits.planted import Planted, planted_mamba, planted_mamba2, planted_transformer
 from universality.circuits.planted.state_space import CODE, see
-from universality.circuits.similarity import similarity
+from universality.circuits.roles import Edge, InductionGraph, Node, Share, graph_of_dict
 from universality.circuits.tasks.induction import make_task
 from universality.errors import StudyError
 

@@ -8,11 +8,11 @@ from universality.circuits.circuit import Circuit
 from universality.circuits.columns import METRICS
 from universality.circuits.effects import places_of
 from universality.circuits.faithfulness import draws
+from universality.circuits.graph_similarity import write_similarity
 from universality.circuits.path_tables import write_paths
 from universality.circuits.planted import planted_mamba, planted_transformer
 from universality.circuits.route_tables import write_graph, write_routes
 from universality.circuits.settings import Attributing, Measuring
-from universality.circuits.similarity import write_similarity
 from universality.circuits.statistics import interval, shares_drawn
 from universality.circuits.tables import write_circuit
 from universality.circuits.tasks.induction import make_task

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.stats import wasserstein_distance
 
-from universality.circuits.graph import ROLES, InductionGraph, Node, graph_of_dict
+from universality.circuits.roles import ROLES, InductionGraph, Node, graph_of_dict
 from universality.storage import read_json, write_table
 
 

@@ -1,4 +1,5 @@
-"""A circuit as a graph: components with roles, and what goes along its edges. See induction_graph.py."""
+"""The induction circuit as a graph: components with roles, and what goes along its edges. induction_graph.py finds it
+and says what the roles are."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
