@@ -1,6 +1,7 @@
 """Time several ways of doing one thing in turn, so that whatever else the machine does falls on all of them."""
 
 import ctypes
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import numba
 import torch
+
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # as commands have it; read when arrow is loaded
 
 
 def use_threads(threads: int) -> None:

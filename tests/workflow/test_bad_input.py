@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from tests.conftest import SENTENCE
-from tests.workflow.project import ROOT, Project
+from tests.workflow.project import ROOT, Project, copy
 from universality.cli import application
 
 SMOKE = yaml.safe_load((ROOT / "studies" / "smoke.yaml").read_text())
@@ -74,6 +74,19 @@ BEFORE_ANY_JOB = [
 ]
 
 
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Project:
+    """A study whose corpus is made. Tests that copy it are one group, so that it is made once."""
+    folder = tmp_path_factory.mktemp("packed")
+    write_texts(folder)
+    project = study_in(folder, lambda study: None)
+    assert snakemake(project, "results/corpus/tokens").returncode == 0
+    return project
+
+
+on_packed = pytest.mark.xdist_group("packed")
+
+
 @pytest.mark.parametrize(("change", "message"), BEFORE_ANY_JOB)
 def test_refused_before_any_job(tmp_path, change, message):
     run = snakemake(study_in(tmp_path, change))
@@ -106,28 +119,29 @@ def test_a_file_that_is_not_utf8(tmp_path):
     fails_with(project, "results/corpus/documents.parquet", "texts/latin.txt: not UTF-8: byte 3 is 0xe9")
 
 
-def test_a_corpus_shorter_than_one_sequence(tmp_path):
-    write_texts(tmp_path, 6)
-    project = study_in(tmp_path, set_value("corpus", "sequence_length", 5000))
-    fails_with(project, "results/corpus/tokens", "corpus.sequence_length: 5000 is longer than the whole")
+@on_packed
+def test_a_corpus_shorter_than_one_sequence(packed, tmp_path):
+    project = copy(packed, tmp_path / "copy")
+    study_in(project.folder, set_value("corpus", "sequence_length", 50_000))
+    fails_with(project, "results/corpus/tokens", "corpus.sequence_length: 50000 is longer than the whole")
 
 
-def test_a_truncated_parquet(tmp_path):
-    write_texts(tmp_path)
-    project = study_in(tmp_path, lambda study: None)
-    documents = tmp_path / "results" / "corpus" / "documents.parquet"
-    assert snakemake(project, "results/corpus/documents.parquet").returncode == 0
+@on_packed
+def test_a_truncated_parquet(packed, tmp_path):
+    project = copy(packed, tmp_path / "copy")
+    documents = project.folder / "results" / "corpus" / "documents.parquet"
     documents.write_bytes(documents.read_bytes()[:-30])
     fails_with(project, "results/corpus/tokenizer", "results/corpus/documents.parquet: not a readable parquet file")
 
 
-def test_a_hub_name_without_network(tmp_path):
-    write_texts(tmp_path)
+@on_packed
+def test_a_hub_name_without_network(packed, tmp_path):
+    project = copy(packed, tmp_path / "copy")
     hub = {"source": "hub", "family": "gpt_neox", "name": "EleutherAI/pythia-160m", "n_layers": 12, "d_model": 768}
-    project = study_in(tmp_path, set_value("models", "zoo", "neox", hub))
+    study_in(project.folder, set_value("models", "zoo", "neox", hub))
     fails_with(project, "results/models/neox", "models.zoo.neox (EleutherAI/pythia-160m): cannot be loaded")
     data_set = {"kind": "hub", "name": "nobody/nothing", "max_documents": 3}
-    project = study_in(tmp_path, set_value("corpus", "documents", "source", data_set))
+    study_in(project.folder, set_value("corpus", "documents", "source", data_set))
     fails_with(project, "results/corpus/documents.parquet", "data set nobody/nothing: cannot be streamed")
 
 
@@ -180,11 +194,11 @@ def test_a_full_disk_that_holds_logs_and_all(tmp_path):
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_a_full_disk(tmp_path):
-    write_texts(tmp_path)
-    project = study_in(tmp_path, set_value("models", "zoo", "neox", "d_model", 128))
-    small = tmp_path / "results" / "models"
-    assert snakemake(project, "results/corpus/tokens").returncode == 0
+@on_packed
+def test_a_full_disk(packed, tmp_path):
+    project = copy(packed, tmp_path / "copy")
+    study_in(project.folder, set_value("models", "zoo", "neox", "d_model", 128))
+    small = project.folder / "results" / "models"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(small)], capture_output=True).returncode:
         pytest.skip("mounting a small tmpfs needs root")

@@ -21,7 +21,7 @@ VARIANTS = [
     {"architecture": "topk", "k": 4, "k_aux": 8, "aux_coefficient": 0.03125},
     {"architecture": "gated", "l1_coefficient": 2.0, "resample_steps": 90},
 ]
-STEPS, INTERVAL = 600, 50
+STEPS, INTERVAL = 300, 50
 
 
 def command(folder: Path, out: str, shard: Path, *more: str, **changes) -> list[str]:

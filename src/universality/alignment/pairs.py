@@ -141,30 +141,43 @@ def _sparse_influence(
 
 @njit()
 def _add_sums(x_tokens, x_values, y_tokens, y_values, groups, n_tokens, rotation, sums):
-    """Of one pair [5, G]: walk both features' entries in the order of x's tokens; y's come from the one that the
-    rotation puts first."""
-    count = len(y_tokens)
+    """Of one pair [5, G]. A rotation puts y's entries from it on first, those before it after them."""
+    _add_own(x_tokens, x_values, 0, groups, sums[0], sums[2])
     first = np.searchsorted(y_tokens, rotation)
-    x, seen, group = 0, 0, 0
-    while x < len(x_tokens) or seen < count:
-        place_x = x_tokens[x] if x < len(x_tokens) else n_tokens
-        place_y, entry = n_tokens, 0
-        if seen < count:
-            entry = first + seen if first + seen < count else first + seen - count
-            place_y = y_tokens[entry] - rotation
-            place_y = place_y + n_tokens if place_y < 0 else place_y
-        place = min(place_x, place_y)
-        while groups[group + 1] <= place:
-            group += 1
-        value_x, value_y = 0.0, 0.0
-        if place_x == place:
-            value_x = np.float64(x_values[x])
-            x += 1
-        if place_y == place:
-            value_y = np.float64(y_values[entry])
-            seen += 1
-        sums[0, group] += value_x
-        sums[1, group] += value_y
-        sums[2, group] += value_x * value_x
-        sums[3, group] += value_y * value_y
-        sums[4, group] += value_x * value_y
+    for low, high, shift in ((first, len(y_tokens), -rotation), (0, first, n_tokens - rotation)):
+        tokens, values = y_tokens[low:high], y_values[low:high]
+        _add_own(tokens, values, shift, groups, sums[1], sums[3])
+        _add_products(x_tokens, x_values, tokens, values, shift, groups, sums[4])
+
+
+@njit()
+def _add_own(tokens, values, shift, groups, totals, squares):
+    """Values of one feature and their squares, each group's in turn held in registers."""
+    group = 0
+    total, square = totals[0], squares[0]
+    for entry in range(len(tokens)):
+        place = tokens[entry] + shift
+        if groups[group + 1] <= place:
+            totals[group], squares[group] = total, square
+            while groups[group + 1] <= place:
+                group += 1
+            total, square = totals[group], squares[group]
+        value = np.float64(values[entry])
+        total += value
+        square += value * value
+    totals[group], squares[group] = total, square
+
+
+@njit()
+def _add_products(x_tokens, x_values, y_tokens, y_values, shift, groups, products):
+    """Where both are: which of the two entries at hand is passed over is computed rather than branched on, as no branch
+    predictor would know."""
+    x, y, group = 0, 0, 0
+    while x < len(x_tokens) and y < len(y_tokens):
+        place_x, place_y = np.int64(x_tokens[x]), y_tokens[y] + shift
+        if place_x == place_y:
+            while groups[group + 1] <= place_x:
+                group += 1
+            products[group] += np.float64(x_values[x]) * np.float64(y_values[y])
+        x += int(place_x <= place_y)
+        y += int(place_y <= place_x)

@@ -21,8 +21,8 @@ class Codes(NamedTuple):
     summary: dict
 
 
-def _column(path: Path, name: str) -> np.ndarray:
-    column = read_table(path, [name]).column(name).to_numpy()
+def _column(folder: Path, name: str) -> np.ndarray:
+    column = read_table(folder / "codes.parquet", [name]).column(name).to_numpy()
     pa.default_memory_pool().release_unused()
     return column
 
@@ -30,10 +30,13 @@ def _column(path: Path, name: str) -> np.ndarray:
 def read_codes(folder: Path) -> Codes:
     """Raises StudyError naming the file if the codes are truncated or do not fit their summary."""
     summary = read_json(folder / "summary.json")
-    # A column at a time, and nothing kept of how it was read: codes are the largest thing that comparisons hold.
-    token, feature, value = (_column(folder / "codes.parquet", name) for name in ("token", "feature", "value"))
     shape = (summary["n_tokens"], summary["d_sae"])
-    if len(token) and (token.max() >= shape[0] or feature.max() >= shape[1]):
-        raise StudyError(f"{folder}: codes.parquet has tokens or features beyond those of summary.json, {shape}")
+    # A column at a time, and nothing kept of how it was read: codes are the largest thing that comparisons hold.
+    token = _column(folder, "token")
+    last_token = token.max(initial=0)
     indptr = np.searchsorted(token, np.arange(shape[0] + 1))
+    del token
+    feature, value = (_column(folder, name) for name in ("feature", "value"))
+    if len(feature) and (last_token >= shape[0] or feature.max() >= shape[1]):
+        raise StudyError(f"{folder}: codes.parquet has tokens or features beyond those of summary.json, {shape}")
     return Codes(scipy.sparse.csr_array((value, feature, indptr), shape=shape), summary)
