@@ -57,8 +57,9 @@ def dense(a, b, batch: int = 2048) -> np.ndarray:
 
 
 def growth(n_features: int, l0: int) -> None:
-    """Seconds by tokens, and by L0."""
-    for tokens, active in ((25_000, l0), (50_000, l0), (100_000, l0), (100_000, l0 // 2), (100_000, l0 // 4)):
+    """Seconds by tokens, and by L0; what all have in common is the scan of all pairs of features for the largest."""
+    sizes = [(tokens, l0) for tokens in (100_000, 200_000, 400_000, 800_000)]
+    for tokens, active in [*sizes, (400_000, l0 // 2), (400_000, 2 * l0)]:
         a, b = (codes(tokens, n_features, active, seed) for seed in (1, 2))
         order = order_by_document(np.arange(tokens) // _DOCUMENT, [0.125, 0.25], 1000, 3)
         [seconds] = in_turn({"ours": lambda a=a, b=b, order=order: ours(a, b, order)}, 3, warm=True).values()
