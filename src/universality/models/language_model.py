@@ -18,6 +18,7 @@ from universality.models.families.llama import LLAMA
 from universality.models.families.mamba import MAMBA
 from universality.models.families.mamba2 import MAMBA2
 from universality.models.families.rwkv import RWKV
+from universality.models.packed_weights import project_packed
 from universality.models.padding import first_positions, position_axes, roll_rows
 from universality.models.precision import Products
 from universality.models.taps import Edit, Shape, Taps, position_of, template
@@ -163,7 +164,7 @@ class LanguageModel:
     def unembed(self, resid: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] of the residual stream after the last block [..., D], at whatever positions are given."""
         normed = self._stack.get_submodule(self.family.final_norm)(resid)
-        logits = self.hf.get_output_embeddings()(normed).float()
+        logits = project_packed(self.hf.get_output_embeddings(), normed).float()
         scale = self.family.logit_scale(self.hf.config)
         return logits if scale == 1 else logits * scale  # a copy of the logits is not for nothing
 

@@ -16,7 +16,7 @@ from universality.kernels.selective_step import selective_step
 from universality.models.families import mamba, mamba2
 from universality.models.families.mamba import conv_bias, normed
 from universality.models.language_model import LanguageModel
-from universality.models.precision import project
+from universality.models.packed_weights import project_packed
 from universality.models.recurrences import Recurrence
 
 
@@ -112,7 +112,7 @@ class SingleStep(ABC):
     def projected(self, hidden: torch.Tensor) -> torch.Tensor:
         """All that the block takes from the residual stream before it [..., D]."""
         mixer = self.mixer
-        return project(mixer.in_proj, normed(self.block.norm, hidden, mixer.in_proj.weight.dtype)).float()
+        return project_packed(mixer.in_proj, normed(self.block.norm, hidden, mixer.in_proj.weight.dtype)).float()
 
     @abstractmethod
     def conv_in(self, projected: torch.Tensor) -> torch.Tensor:
@@ -152,7 +152,7 @@ class SelectiveStep(SingleStep):
 
     def selected(self, mixed):
         rank, n_state = self.mixer.time_step_rank, self.mixer.ssm_state_size
-        step, B, C = project(self.mixer.x_proj, mixed).float().split([rank, n_state, n_state], dim=-1)
+        step, B, C = project_packed(self.mixer.x_proj, mixed).float().split([rank, n_state, n_state], dim=-1)
         return {"u": mixed, "delta": F.softplus(self.mixer.dt_proj(step)), "B": B, "C": C}
 
     def output(self, inputs, before):
@@ -160,7 +160,7 @@ class SelectiveStep(SingleStep):
         return selective_step(u, delta, self.A, B, C, self.mixer.D, before)
 
     def written(self, gated):
-        return project(self.mixer.out_proj, gated)
+        return project_packed(self.mixer.out_proj, gated)
 
     def _run_fused(self, projected, before, state, gated):
         return mamba.run_fused(self.mixer, projected, before, state, gated)[1]
@@ -196,7 +196,9 @@ class HeadStep(SingleStep):
 
     def written(self, gated):
         mixer = self.mixer
-        return project(mixer.out_proj, normed(mixer.norm, gated, mixer.out_proj.weight.dtype, mixer.norm.group_size))
+        return project_packed(
+            mixer.out_proj, normed(mixer.norm, gated, mixer.out_proj.weight.dtype, mixer.norm.group_size)
+        )
 
     def _run_fused(self, projected, before, state, gated):
         return mamba2.run_fused(self.mixer, projected, before, state, gated)[1]
