@@ -1,5 +1,7 @@
 """Tensors as the kernels take them: contiguous float32 arrays, or uint16 arrays that hold the bits of bfloat16."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -31,6 +33,25 @@ def output_array(shape: tuple[int, ...], out: torch.Tensor | None) -> np.ndarray
     if out.shape != shape or out.dtype != torch.float32 or not out.is_contiguous():
         raise ValueError(f"out: is {tuple(out.shape)}, {out.dtype}; must be contiguous float32 of {tuple(shape)}")
     return out.numpy()
+
+
+def as_rows(array: np.ndarray) -> np.ndarray:
+    """A contiguous array's positions in one row, [B, L, ...] as [B * L, ...]: the same memory."""
+    return array.reshape(-1, array.shape[-1])
+
+
+def row_starts(shape: Sequence[int], cu_seqlens: torch.Tensor | None) -> np.ndarray:
+    """Which rows begin a sequence, and where the last one ends, int64 [B + 1].
+
+    Of values of `shape` [B, L, ...], or [R, ...] with sequences of any lengths, 0 among them, one after the other at
+    `cu_seqlens` (as flash-attn has it). Raises ValueError for others than those, which kernels would read beyond.
+    """
+    if cu_seqlens is None:
+        return np.arange(shape[0] + 1) * shape[1]
+    starts = cu_seqlens.numpy().astype(np.int64)
+    if len(starts) < 1 or starts[0] != 0 or starts[-1] != shape[0] or (np.diff(starts) < 0).any():
+        raise ValueError(f"cu_seqlens: is {starts.tolist()}; must rise from 0 to the {shape[0]} rows")
+    return starts
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:

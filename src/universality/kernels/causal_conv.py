@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from universality.kernels.arrays import as_array, as_kernel_array
+from universality.kernels.arrays import as_array, as_kernel_array, as_rows, row_starts
 from universality.kernels.compiled import njit
 from universality.kernels.elementary import FASTMATH, load, silu
 
@@ -34,16 +34,21 @@ def conv_taps(x, weight):
 
 
 @njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
-def _forward(x, start, before, weight_t, bias, out, activate):
-    """Channels of x [B, L, C] from `start` on -> out [B, L, E], through SiLU if `activate`.
+def _forward(x, starts, start, before, weight_t, bias, out, activate):
+    """Channels of x [R, C] from `start` on -> out [R, E], through SiLU if `activate`.
 
-    before [B, K - 1, E] (or empty: zeros) is what these channels were just before.
+    starts [B + 1]: which rows begin a sequence, and R. before [B, K - 1, E] (or empty: zeros) is what these channels
+    were just before.
     """
-    n_batch, n_pos, n_chan = out.shape
+    n_batch, n_chan = len(starts) - 1, out.shape[1]
     taps = weight_t.shape[0]
-    n_blocks = (n_pos + _ROWS - 1) // _ROWS
+    longest = 0
+    for b in range(n_batch):
+        longest = max(longest, starts[b + 1] - starts[b])
+    n_blocks = (longest + _ROWS - 1) // _ROWS
     for task in numba.prange(n_batch * n_blocks):
         b, first = task // n_blocks, (task % n_blocks) * _ROWS
+        row, n_pos = starts[b], starts[b + 1] - starts[b]
         total = np.zeros(_BLOCK, dtype=np.float32)
         for t in range(first, min(first + _ROWS, n_pos)):
             for e0 in range(0, n_chan, _BLOCK):
@@ -56,10 +61,10 @@ def _forward(x, start, before, weight_t, bias, out, activate):
                         for e in range(width):
                             total[e] += weight_row[e] * before_row[e]
                 for k in range(max(0, taps - 1 - t), taps):
-                    weight_row, x_row = weight_t[k, e0:e1], x[b, t - (taps - 1) + k, start + e0 : start + e1]
+                    weight_row, x_row = weight_t[k, e0:e1], x[row + t - (taps - 1) + k, start + e0 : start + e1]
                     for e in range(width):
                         total[e] += weight_row[e] * load(x_row[e])
-                out_row = out[b, t, e0:e1]
+                out_row = out[row + t, e0:e1]
                 if activate:
                     for e in range(width):
                         out_row[e] = silu(total[e])
@@ -89,7 +94,8 @@ class _CausalConvSilu(torch.autograd.Function):
     def forward(ctx, x, weight, bias):
         x_np, weight_t, bias_np = as_array(x), as_array(weight.T), as_array(bias)
         pre = np.empty_like(x_np)
-        _forward(x_np, 0, _NOTHING_BEFORE, weight_t, bias_np, pre, False)
+        starts = row_starts(x.shape, None)
+        _forward(as_rows(x_np), starts, 0, _NOTHING_BEFORE, weight_t, bias_np, as_rows(pre), False)
         ctx.save_for_backward(x, weight)
         ctx.pre = pre
         return F.silu(torch.from_numpy(pre)).to(x.dtype)
@@ -117,18 +123,20 @@ def causal_conv_silu(x, weight, bias):
     return causal_conv_silu_of(x, 0, weight, bias).to(x.dtype)
 
 
-def causal_conv_silu_of(x, start, weight, bias, before=None):
+def causal_conv_silu_of(x, start, weight, bias, before=None, cu_seqlens=None):
     """Of the channels of x [B, L, C] from `start` on, without gradients: [B, L, E] in float32.
 
-    `before` [B, K - 1, E], float32, is what these channels were just before (None: zeros). Raises ValueError for
-    another shape, which the kernel would read beyond.
+    `before` [B, K - 1, E], float32, is what these channels were just before (None: zeros). With `cu_seqlens` x is
+    [R, C], see `row_starts`. Raises ValueError for another shape, which the kernel would read beyond.
     """
-    expected = (len(x), weight.shape[1] - 1, len(weight))
+    starts = row_starts(x.shape, cu_seqlens)
+    expected = (len(starts) - 1, weight.shape[1] - 1, len(weight))
     if before is not None and before.shape != expected:
         raise ValueError(f"before has shape {tuple(before.shape)}, the convolution needs {expected}")
-    out = np.empty((*x.shape[:2], weight.shape[0]), dtype=np.float32)
+    out = np.empty((*x.shape[:-1], weight.shape[0]), dtype=np.float32)
     given = _NOTHING_BEFORE if before is None else as_array(before)
-    _forward(as_kernel_array(x), start, given, as_array(weight.T), as_array(bias), out, True)
+    rows = as_rows(as_kernel_array(x))
+    _forward(rows, starts, start, given, as_array(weight.T), as_array(bias), as_rows(out), True)
     return torch.from_numpy(out)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from universality.kernels.arrays import as_array, as_kernel_array, output_array
+from universality.kernels.arrays import as_array, as_kernel_array, as_rows, output_array, row_starts
 from universality.kernels.compiled import njit
 from universality.kernels.elementary import FASTMATH, LOG2E, exp2_nonpositive, load, silu, softplus
 
@@ -110,16 +110,17 @@ def _between_chunks(B, decay, written, initial_state):
 
 
 @njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
-def _gated(mixed, projected, step_bias, step_low, step_high, A, D, n_state, state, y):
-    """mixed [B, L, H * P + 2GN] is u, B, C; projected [B, L, ...] begins with z [H * P] and ends with the steps [H].
+def _gated(starts, mixed, projected, step_bias, step_low, step_high, A, D, n_state, state, y):
+    """mixed [R, H * P + 2GN] is u, B, C; projected [R, ...] begins with z [H * P] and ends with the steps [H].
 
-    A [H] is A * log2(e). Fills y [B, L, H * P], times silu(z); state [B, H, N, P] holds h_0 and ends as h_L.
+    starts [B + 1]: which rows begin a sequence, and R. A [H] is A * log2(e). Fills y [R, H * P], times silu(z);
+    state [B, H, N, P] holds h_0 and ends as h_L.
     """
-    n_batch, n_pos, inner = y.shape
+    n_batch, inner = len(starts) - 1, y.shape[1]
     heads = A.shape[0]
     width = inner // heads
-    per_group = heads // ((mixed.shape[2] - inner) // (2 * n_state))
-    steps_at = projected.shape[2] - heads
+    per_group = heads // ((mixed.shape[1] - inner) // (2 * n_state))
+    steps_at = projected.shape[1] - heads
     rows = n_state + (-n_state) % 4  # of the state, made up with rows that nothing writes or reads
     for task in numba.prange(n_batch * heads):
         b, head = task // heads, task % heads
@@ -131,12 +132,12 @@ def _gated(mixed, projected, step_bias, step_low, step_high, A, D, n_state, stat
         out = np.zeros(width, dtype=np.float32)
         p0, p1 = head * width, (head + 1) * width
         b0 = inner + (head // per_group) * n_state
-        c0 = (inner + mixed.shape[2]) // 2 + (head // per_group) * n_state
-        for t in range(n_pos):
-            step = softplus(load(projected[b, t, steps_at + head]) + step_bias[head])
+        c0 = (inner + mixed.shape[1]) // 2 + (head // per_group) * n_state
+        for t in range(starts[b], starts[b + 1]):
+            step = softplus(load(projected[t, steps_at + head]) + step_bias[head])
             step = min(max(step, step_low), step_high)
             decay = exp2_nonpositive(step * A[head])
-            x_row, b_row, c_row = mixed[b, t, p0:p1], mixed[b, t, b0 : b0 + n_state], mixed[b, t, c0 : c0 + n_state]
+            x_row, b_row, c_row = mixed[t, p0:p1], mixed[t, b0 : b0 + n_state], mixed[t, c0 : c0 + n_state]
             for n in range(n_state):
                 write[n] = step * load(b_row[n])
                 read[n] = load(c_row[n])
@@ -154,32 +155,35 @@ def _gated(mixed, projected, step_bias, step_low, step_high, A, D, n_state, stat
                     s3 = decay * h3[p] + w3 * x[p]
                     h0[p], h1[p], h2[p], h3[p] = s0, s1, s2, s3
                     out[p] += (r0 * s0 + r1 * s1) + (r2 * s2 + r3 * s3)
-            y_row, z_row = y[b, t, p0:p1], projected[b, t, p0:p1]
+            y_row, z_row = y[t, p0:p1], projected[t, p0:p1]
             for p in range(width):
                 y_row[p] = out[p] * silu(load(z_row[p]))
         state[b, head] = h[:n_state]
 
 
-def gated_head_scan(mixed, projected, step_bias, step_limit, A, D, n_state, initial_state=None, out=None):
+def gated_head_scan(
+    mixed, projected, step_bias, step_limit, A, D, n_state, initial_state=None, out=None, cu_seqlens=None
+):
     """Without gradients, in float32: (y * silu(z) [B, L, H * P], last state [B, H, P, N]).
 
     mixed [B, L, H * P + 2GN] is u, B and C beside each other; projected [B, L, H * P + ... + H] begins with z and ends
     with the step sizes before softplus and step_bias [H], which are then held within step_limit. The first is written
-    to `out`, contiguous float32, where that is given.
+    to `out`, contiguous float32, where that is given. With `cu_seqlens` the positions of all sequences are in one row,
+    [R, ...] in place of [B, L, ...]: see `row_starts`.
     """
-    inner = projected.shape[2] - mixed.shape[2] - A.shape[0]
-    if inner % A.shape[0] or (mixed.shape[2] - inner) % (2 * n_state) or A.shape != D.shape:
+    inner = projected.shape[-1] - mixed.shape[-1] - A.shape[0]
+    if inner % A.shape[0] or (mixed.shape[-1] - inner) % (2 * n_state) or A.shape != D.shape:
         raise ValueError(f"{tuple(mixed.shape)} and {tuple(projected.shape)} do not fit {len(A)} heads and N={n_state}")
-    y = output_array((*mixed.shape[:2], inner), out)
-    state = np.zeros((len(mixed), len(A), n_state, inner // len(A)), dtype=np.float32)
+    starts, y = row_starts(mixed.shape, cu_seqlens), output_array((*mixed.shape[:-1], inner), out)
+    state = np.zeros((len(starts) - 1, len(A), n_state, inner // len(A)), dtype=np.float32)
     if initial_state is not None:
         state[:] = as_array(initial_state.transpose(2, 3))
     low, high = np.clip(np.array(step_limit), 0, np.finfo(np.float32).max).astype(
         np.float32
     )  # kernels know no infinity
     _gated(
-        as_kernel_array(mixed), as_kernel_array(projected), as_array(step_bias), low, high, as_array(A) * LOG2E,
-        as_array(D), n_state, state, y,
+        starts, as_rows(as_kernel_array(mixed)), as_rows(as_kernel_array(projected)), as_array(step_bias), low, high,
+        as_array(A) * LOG2E, as_array(D), n_state, state, as_rows(y),
     )  # fmt: skip
     return torch.from_numpy(y), torch.from_numpy(state).transpose(2, 3)
 

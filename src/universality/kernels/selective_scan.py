@@ -24,7 +24,15 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
-from universality.kernels.arrays import as_array, as_kernel_array, as_tensor, empty_array, output_array
+from universality.kernels.arrays import (
+    as_array,
+    as_kernel_array,
+    as_rows,
+    as_tensor,
+    empty_array,
+    output_array,
+    row_starts,
+)
 from universality.kernels.compiled import njit
 from universality.kernels.elementary import (
     FASTMATH,
@@ -41,7 +49,7 @@ from universality.kernels.elementary import (
 _BLOCK = 64  # channels per task
 _CHUNK = 64  # positions between stored states
 _NO_BIAS = np.empty(0, dtype=np.float32)
-_NO_GATE = np.empty((0, 0, 0), dtype=np.float32)
+_NO_GATE = np.empty((0, 0), dtype=np.float32)
 _NOT_STORED = np.empty((0, 0, 0, 0), dtype=np.float32)
 
 
@@ -60,18 +68,20 @@ def selective_scan_reference(u, delta, A, B, C, D, initial_state=None):
 
 
 @njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
-def _forward(u, delta, delta_bias, A_t, B, C, D, gate, gate_offset, state, y, stored):
-    """state [B, N, E] holds h_0 and ends as h_L.
+def _forward(starts, u, delta, delta_bias, A_t, B, C, D, gate, gate_offset, state, y, stored):
+    """u, delta, y [R, E]; B, C [R, N]; starts [B + 1]: which rows begin a sequence, and R. state [B, N, E] holds h_0
+    and ends as h_L.
 
     A_t [N, E] is A * log2(e). With delta_bias [E] (else empty), delta is before softplus and bias. With gate (else
-    empty) y is times silu(gate[:, :, gate_offset + e]). stored [B, ceil(L / _CHUNK), N, E] (or empty) gets h before
+    empty) y is times silu(gate[:, gate_offset + e]). stored [B, ceil(L / _CHUNK), N, E] (or empty) gets h before
     each chunk.
     """
-    n_batch, n_pos, n_chan = u.shape
+    n_batch, n_chan = len(starts) - 1, u.shape[1]
     n_state = A_t.shape[0]
     n_blocks = (n_chan + _BLOCK - 1) // _BLOCK
     for task in numba.prange(n_batch * n_blocks):
         b = task // n_blocks
+        row, n_pos = starts[b], starts[b + 1] - starts[b]
         e0 = (task % n_blocks) * _BLOCK
         e1 = min(e0 + _BLOCK, n_chan)
         width = e1 - e0
@@ -85,7 +95,7 @@ def _forward(u, delta, delta_bias, A_t, B, C, D, gate, gate_offset, state, y, st
         skip = D[e0:e1]
         for t in range(n_pos):
             # Rows are sliced first: an index that could be negative would keep the loops from becoming vectors.
-            delta_row, u_row, y_row = delta[b, t, e0:e1], u[b, t, e0:e1], y[b, t, e0:e1]
+            delta_row, u_row, y_row = delta[row + t, e0:e1], u[row + t, e0:e1], y[row + t, e0:e1]
             if t % _CHUNK == 0 and stored.shape[0] > 0:
                 stored[b, t // _CHUNK, :, e0:e1] = h[:, :width]
             if delta_bias.shape[0] > 0:
@@ -100,14 +110,14 @@ def _forward(u, delta, delta_bias, A_t, B, C, D, gate, gate_offset, state, y, st
                 w[e] = d[e] * x
                 out[e] = skip[e] * x
             for n in range(n_state):
-                bn = B[b, t, n]
-                cn = C[b, t, n]
+                bn = B[row + t, n]
+                cn = C[row + t, n]
                 for e in range(_BLOCK):
                     s = exp2_nonpositive(d[e] * a[n, e]) * h[n, e] + w[e] * bn
                     h[n, e] = s
                     out[e] += s * cn
             if gate.shape[0] > 0:
-                gate_row = gate[b, t, gate_offset + e0 : gate_offset + e1]
+                gate_row = gate[row + t, gate_offset + e0 : gate_offset + e1]
                 for e in range(width):
                     y_row[e] = rounded(y, out[e] * silu(load(gate_row[e])))
             else:
@@ -216,7 +226,11 @@ class _SelectiveScan(torch.autograd.Function):
         stored = _NOT_STORED
         if any(ctx.needs_input_grad):
             stored = np.empty((n_batch, -(-n_pos // _CHUNK), A.shape[1], n_chan), dtype=np.float32)
-        _forward(u_np, delta_np, _NO_BIAS, *parameters, _NO_GATE, 0, state, y, stored)
+        A_t, B_np, C_np, D_np = parameters
+        _forward(
+            row_starts(u.shape, None), as_rows(u_np), as_rows(delta_np), _NO_BIAS, A_t, as_rows(B_np), as_rows(C_np),
+            D_np, _NO_GATE, 0, state, as_rows(y), stored,
+        )  # fmt: skip
         ctx.save_for_backward(u, delta, A, B, C, D)
         ctx.stored = stored
         ctx.has_initial_state = initial_state is not None
@@ -241,8 +255,8 @@ class _SelectiveScan(torch.autograd.Function):
 
 def _arrays(u, delta, A, B, C, D) -> list[np.ndarray]:
     """What the kernels take; raises ValueError for shapes that they would read beyond."""
-    (n_batch, n_pos, n_chan), n_state = u.shape, A.shape[1]
-    small = (n_batch, n_pos, n_state)
+    (*positions, n_chan), n_state = u.shape, A.shape[1]
+    small = (*positions, n_state)
     if (delta.shape, A.shape, B.shape, C.shape, D.shape) != (u.shape, (n_chan, n_state), small, small, (n_chan,)):
         shapes = [tuple(x.shape) for x in (u, delta, A, B, C, D)]
         raise ValueError(f"shapes of u, delta, A, B, C, D do not fit each other: {shapes}")
@@ -266,16 +280,20 @@ def selective_scan(u, delta, A, B, C, D, initial_state=None):
     return _SelectiveScan.apply(u, delta, A, B, C, D, initial_state)
 
 
-def gated_scan(u, step, step_bias, A, B, C, D, xz, initial_state=None, out=None):
+def gated_scan(u, step, step_bias, A, B, C, D, xz, initial_state=None, out=None, cu_seqlens=None):
     """Without gradients, in float32: (y * silu(z) [B, L, E], last state [B, E, N]).
 
     u, step [B, L, E]; step_bias [E]: delta is softplus(step + step_bias); z is the second half of xz [B, L, 2E],
-    bfloat16 or float32. The first is written to `out`, contiguous float32, where that is given.
+    bfloat16 or float32. The first is written to `out`, contiguous float32, where that is given. With `cu_seqlens` the
+    positions of all sequences are in one row, [R, ...] in place of [B, L, ...]: see `row_starts`.
     """
-    u_np, step_np, *parameters = _arrays(u, step, A, B, C, D)
-    y, state = output_array(u.shape, out), _initial(initial_state, u.shape[0], A)
-    gate = as_kernel_array(xz)
-    _forward(u_np, step_np, as_array(step_bias), *parameters, gate, u.shape[2], state, y, _NOT_STORED)
+    u_np, step_np, A_t, B_np, C_np, D_np = _arrays(u, step, A, B, C, D)
+    starts, y = row_starts(u.shape, cu_seqlens), output_array(u.shape, out)
+    state = _initial(initial_state, len(starts) - 1, A)
+    _forward(
+        starts, as_rows(u_np), as_rows(step_np), as_array(step_bias), A_t, as_rows(B_np), as_rows(C_np), D_np,
+        as_rows(as_kernel_array(xz)), u.shape[-1], state, as_rows(y), _NOT_STORED,
+    )  # fmt: skip
     return torch.from_numpy(y), torch.from_numpy(state).transpose(1, 2)
 
 

@@ -2,21 +2,19 @@
 
 Up to the first token in which the clean and the corrupted prompt differ, both have the same values at every site. So
 those positions are run once, and both runs go on from there with what their blocks hand over. Products with weights
-take all positions at once, the last ones too; within the mixers, sequences that part at about the same position go
-together.
+take all positions of all sequences at once, the last ones too, and so do the mixers: first all that is shared, then all
+the rest.
 """
 
 from copy import copy
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel
 from universality.models.single_step import STEPS, Carried, Inputs, SingleStep
-
-_TOGETHER = 8
-"""Sequences that part within so many positions go together: a kernel called for few costs more than running more."""
 
 
 class LastPositions:
@@ -87,45 +85,37 @@ def last_positions(
     return both.part(slice(0, len(clean))), both.part(slice(len(clean), None))
 
 
-class _Parting(NamedTuple):
-    """Sequences whose two runs part at a position or soon after it."""
+class _Packed(NamedTuple):
+    """All positions but the last of clean and corrupted sequences in one row: of each what both share, then what each
+    has of its own, the clean ones before the corrupted."""
 
-    sequences: torch.Tensor
-    """[n]"""
-    shared: slice
-    """Of the packed positions, those of [n, at]."""
-    own: slice
-    """And those of [2n, L - at], the clean runs before the corrupted ones."""
-    at: int
+    tokens: torch.Tensor
+    """[rows]"""
+    shared: torch.Tensor
+    """Where the shared part of each sequence begins, and where the last ends [S + 1]."""
+    own: torch.Tensor
+    """The same of what each has of its own, counted from the end of all that is shared [2S + 1]."""
 
     def through(self, step: SingleStep, projected: torch.Tensor, gated: torch.Tensor) -> Carried:
-        """What both runs' positions hand over, [2n, ...]; their y * gate is written to `gated` [positions, E]."""
-        n, carried = len(self.sequences), None
-        if self.at:
-            values, out = (x[self.shared].unflatten(0, (n, self.at)) for x in (projected, gated))
-            carried = step.run(values, out)
-            carried = Carried(*(torch.cat([value, value]) for value in carried))
-        if self.own.stop > self.own.start:
-            values, out = (x[self.own].unflatten(0, (2 * n, -1)) for x in (projected, gated))
-            carried = step.run(values, out, carried)
-        assert carried is not None
-        return carried
+        """What both runs' positions hand over, [2S, ...]; their y * gate is written to `gated` [rows, E]."""
+        end = int(self.shared[-1])
+        carried = step.run(projected[:end], self.shared, gated[:end])
+        twice = Carried(*(torch.cat([value, value]) for value in carried))
+        return step.run(projected[end:], self.own, gated[end:], twice)
 
 
 def _run(steps: list[SingleStep], embed, clean: torch.Tensor, corrupted: torch.Tensor) -> LastPositions:
     """Of both runs, 2S: the clean ones before the corrupted."""
     both, n_last = LastPositions(steps), 2 * len(clean)
-    partings, tokens = _packed(clean[:, :-1], corrupted[:, :-1])
-    order = torch.cat([parting.sequences for parting in partings]).argsort()
-    tokens = torch.cat([tokens, clean[:, -1], corrupted[:, -1]])
+    packed = _pack(clean[:, :-1], corrupted[:, :-1])
+    tokens = torch.cat([packed.tokens, clean[:, -1], corrupted[:, -1]])
     distinct, place = tokens.unique(return_inverse=True)
     hidden = embed(tokens)
     gated = hidden.new_empty(len(tokens), steps[0].mixer.intermediate_size, dtype=torch.float32)
     for step in steps:
         # What the first block takes in depends on the token alone.
         projected = step.projected(embed(distinct))[place] if step is steps[0] else step.projected(hidden)
-        parts = [parting.through(step, projected, gated) for parting in partings]
-        carried = Carried(*(_by_run(values, order) for values in zip(*parts, strict=True)))
+        carried = packed.through(step, projected[:-n_last], gated[:-n_last])
         last = hidden[-n_last:].clone()  # a view would keep all positions of every layer in memory
         gated[-n_last:] = both.add(last, projected[-n_last:], carried)
         if step is steps[-1]:  # of the last layer only the last position is wanted
@@ -135,23 +125,12 @@ def _run(steps: list[SingleStep], embed, clean: torch.Tensor, corrupted: torch.T
     return both
 
 
-def _by_run(parts: tuple[torch.Tensor, ...], order: torch.Tensor) -> torch.Tensor:
-    """[2n, ...] of each parting, clean runs before the corrupted ones -> [2S, ...] likewise."""
-    both = [part.unflatten(0, (2, -1)) for part in parts]
-    return torch.cat(both, 1)[:, order].flatten(0, 1)
-
-
-def _packed(clean: torch.Tensor, corrupted: torch.Tensor) -> tuple[list[_Parting], torch.Tensor]:
-    """Sequences by where their runs part, and the tokens to run, packed into one row."""
+def _pack(clean: torch.Tensor, corrupted: torch.Tensor) -> _Packed:
+    """Of tokens [S, L]."""
     length = clean.shape[1]
     differs = clean != corrupted
-    parts_at = torch.where(differs.any(1), differs.int().argmax(1), length) // _TOGETHER * _TOGETHER
-    partings, tokens, end = [], [], 0
-    for at in parts_at.unique().tolist():
-        sequences = (parts_at == at).nonzero()[:, 0]
-        pieces = [clean[sequences, :at], clean[sequences, at:], corrupted[sequences, at:]]
-        start, end = end, end + sum(piece.numel() for piece in pieces)
-        tokens += [piece.flatten() for piece in pieces]
-        middle = start + pieces[0].numel()
-        partings.append(_Parting(sequences, slice(start, middle), slice(middle, end), at))
-    return partings, torch.cat(tokens)
+    parts_at = torch.where(differs.any(1), differs.int().argmax(1), length)
+    shared = torch.arange(length, device=clean.device) < parts_at[:, None]
+    tokens = torch.cat([clean[shared], clean[~shared], corrupted[~shared]])
+    ends = (F.pad(counts.cumsum(0), (1, 0)).cpu() for counts in (parts_at, (length - parts_at).repeat(2)))
+    return _Packed(tokens, *ends)

@@ -61,29 +61,39 @@ class SingleStep(ABC):
         """The convolution's sum without this position [S, C], from its inputs just before it [S, K - 1, C]."""
         return (conv_before * self.weight[:, :-1].T).sum(1) + self.bias
 
-    def run(self, projected: torch.Tensor, gated: torch.Tensor, carried: Carried | None = None) -> Carried:
-        """The next T positions, at least one, from what the block takes in there [S, T, ...]: their y * gate goes into
-        `gated` [S, T, E]. What they hand over. Nothing carried: the first positions."""
-        taps = self.weight.shape[1] - 1
-        conv_in = self.conv_in(projected)
-        before = conv_in.new_zeros(len(conv_in), taps, conv_in.shape[2]) if carried is None else carried.conv
-        last = torch.cat([before, conv_in[:, max(0, conv_in.shape[1] - taps) :]], 1)
-        run = self._run_fused if projected.device.type == "cpu" else self._run_plainly
-        state = run(projected, before, None if carried is None else carried.state_t.mT, gated)
-        return Carried(last[:, last.shape[1] - taps :].contiguous(), state.mT.contiguous())
+    def run(
+        self, projected: torch.Tensor, cu_seqlens: torch.Tensor, gated: torch.Tensor, carried: Carried | None = None
+    ) -> Carried:
+        """The next positions of S sequences, of each as many as it likes, from what the block takes in there: one
+        sequence after the other in rows [R, ...], which begin at `cu_seqlens` [S + 1], the last of it R.
 
-    def _run_plainly(self, projected, before, state: torch.Tensor | None, gated) -> torch.Tensor:
-        """Position by position the inputs of `inputs`, and a scan of them. Returns the last state."""
-        conv_in = torch.cat([before, self.conv_in(projected)], 1)
+        Their y * gate goes into `gated` [R, E]. What they hand over. Nothing carried: the first positions.
+        """
+        n_sequences, taps = len(cu_seqlens) - 1, self.weight.shape[1] - 1
+        conv_in = self.conv_in(projected)
+        before = conv_in.new_zeros(n_sequences, taps, conv_in.shape[1]) if carried is None else carried.conv
+        run = self._run_fused if projected.device.type == "cpu" else self._run_plainly
+        state = run(projected, cu_seqlens, before, None if carried is None else carried.state_t.mT, gated)
+        return Carried(_last(conv_in, cu_seqlens, before), state.mT.contiguous())
+
+    def _run_plainly(self, projected, cu_seqlens, before, state: torch.Tensor | None, gated) -> torch.Tensor:
+        """Position by position the inputs of `inputs`, and a scan of them, sequences made up to the longest with steps
+        of 0, which leave the state as it is. Returns the last state."""
+        lengths = cu_seqlens.diff().to(projected.device)
+        position = torch.arange(max(1, int(lengths.max())), device=projected.device)
+        real = position < lengths[:, None]  # [S, T]
+        padded = projected.new_zeros(*real.shape, projected.shape[1])
+        padded[real] = projected
+        conv_in = torch.cat([before, self.conv_in(padded)], 1)
         windows = conv_in.unfold(1, self.weight.shape[1], 1)[..., :-1]  # [S, T, C, K - 1]
         earlier = torch.einsum("stck,ck->stc", windows, self.weight[:, :-1]) + self.bias
-        *values, gate = self.inputs(projected, earlier)
-        y, state = self.recurrence(*values).scan(0, projected.shape[1], state)
-        gated.copy_(y.flatten(2) * gate)
+        u, delta, B, C, gate = self.inputs(padded, earlier)
+        y, state = self.recurrence(u, delta * real[..., None], B, C).scan(0, len(position), state)
+        gated.copy_((y.flatten(2) * gate)[real])
         return state
 
     @abstractmethod
-    def _run_fused(self, projected, before, state: torch.Tensor | None, gated) -> torch.Tensor:
+    def _run_fused(self, projected, cu_seqlens, before, state: torch.Tensor | None, gated) -> torch.Tensor:
         """The same by the kernels, on the CPU."""
 
     def after(self, inputs: Inputs, before: torch.Tensor) -> torch.Tensor:
@@ -162,8 +172,8 @@ class SelectiveStep(SingleStep):
     def written(self, gated):
         return project_packed(self.mixer.out_proj, gated)
 
-    def _run_fused(self, projected, before, state, gated):
-        return mamba.run_fused(self.mixer, projected, before, state, gated)[1]
+    def _run_fused(self, projected, cu_seqlens, before, state, gated):
+        return mamba.run_fused(self.mixer, projected, before, state, gated, cu_seqlens)[1]
 
 
 class HeadStep(SingleStep):
@@ -200,8 +210,19 @@ class HeadStep(SingleStep):
             mixer.out_proj, normed(mixer.norm, gated, mixer.out_proj.weight.dtype, mixer.norm.group_size)
         )
 
-    def _run_fused(self, projected, before, state, gated):
-        return mamba2.run_fused(self.mixer, projected, before, state, gated)[1]
+    def _run_fused(self, projected, cu_seqlens, before, state, gated):
+        return mamba2.run_fused(self.mixer, projected, before, state, gated, cu_seqlens)[1]
+
+
+def _last(rows: torch.Tensor, cu_seqlens: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """The last K of each sequence [S, K, C], of rows [R, C] and, where they are fewer, of those `before` [S, K, C]."""
+    count = before.shape[1]
+    at = cu_seqlens[1:, None] + torch.arange(-count, 0)  # [S, K]
+    earlier = at - cu_seqlens[:-1, None]  # below 0: before the sequence's rows, -1 the last of them
+    found = before.gather(1, earlier.clamp(max=-1).add(count).to(before.device)[..., None].expand_as(before))
+    inside = earlier >= 0
+    found[inside] = rows[at[inside].to(rows.device)]
+    return found
 
 
 STEPS: dict[str, type[SingleStep]] = {"mamba": SelectiveStep, "mamba2": HeadStep}

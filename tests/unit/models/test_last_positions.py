@@ -1,5 +1,6 @@
 """Two runs up to their last position, against the model itself run twice."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,7 +28,7 @@ def prompts(length: int, parts_at: list[int]) -> tuple[torch.Tensor, torch.Tenso
     return clean, corrupted
 
 
-@pytest.mark.parametrize("length", [2, 3, 9, LENGTH, 21])  # around the convolution's and _TOGETHER's
+@pytest.mark.parametrize("length", [2, 3, 9, LENGTH, 21])  # around the convolution's
 def test_everything_at_the_last_position_is_what_the_model_has(model, length):
     """Runs that part at the first token, at equal places, at the last one, and never."""
     pair = prompts(length, [min(at, length) for at in (0, 5, length - 1, 1, 5, length, 2, 9, 17)])
@@ -47,26 +48,33 @@ def test_everything_at_the_last_position_is_what_the_model_has(model, length):
 
 
 def test_kernels_and_the_plain_form_hand_over_the_same(model):
+    """Sequences of several lengths in parts of several lengths, some of none, against each in one go."""
     torch.manual_seed(1)
     step = STEPS[model.family.name](model, 0)
+    lengths = [LENGTH, 5, 8]
+    parts = [(0, 0, 0), (1, 0, 8), (6, 0, 0), (0, 2, 0), (4, 3, 0)]  # of each sequence, one after the other
     with torch.inference_mode():
-        projected = step.projected(torch.randn(3, LENGTH, model.d_model))
-        whole = torch.empty(3, LENGTH, step.mixer.intermediate_size)
-        end = step.run(projected, whole)
-        carried, parts = None, []
-        for start, stop in ((0, 1), (1, 7), (7, LENGTH)):
-            part = projected[:, start:stop]
-            before = projected.new_zeros(end.conv.shape) if carried is None else carried.conv
+        sequences = [step.projected(torch.randn(length, model.d_model)) for length in lengths]
+        found, carried, done = [[] for _ in lengths], None, [0] * len(lengths)
+        for part in parts:
+            pieces = [x[at : at + n] for x, at, n in zip(sequences, done, part, strict=True)]
+            rows, starts = torch.cat(pieces), torch.tensor([0, *np.cumsum(part)])
+            before = rows.new_zeros(3, 3, step.conv_in(rows).shape[1]) if carried is None else carried.conv
             state = None if carried is None else carried.state_t.mT
-            plain, gated = (torch.empty(3, stop - start, whole.shape[2]) for _ in range(2))
-            plain_state = step._run_plainly(part, before, state, plain)
-            carried = step.run(part, gated, carried)
+            plain, gated = (torch.empty(len(rows), step.mixer.intermediate_size) for _ in range(2))
+            plain_state = step._run_plainly(rows, starts, before, state, plain)
+            carried = step.run(rows, starts, gated, carried)
             torch.testing.assert_close(gated, plain, **CLOSE)
             torch.testing.assert_close(carried.state_t.mT, plain_state, **CLOSE)
-            parts.append(gated)
-    torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
-    torch.testing.assert_close(carried.state_t, end.state_t, **CLOSE)
-    torch.testing.assert_close(carried.conv, step.conv_in(projected)[:, -end.conv.shape[1] :])
+            for kept, values in zip(found, gated.split(part), strict=True):
+                kept.append(values)
+            done = [at + n for at, n in zip(done, part, strict=True)]
+        for n, (rows, kept) in enumerate(zip(sequences, found, strict=True)):
+            whole = torch.empty(len(rows), step.mixer.intermediate_size)
+            end = step.run(rows, torch.tensor([0, len(rows)]), whole)
+            torch.testing.assert_close(torch.cat(kept), whole, **CLOSE)
+            torch.testing.assert_close(carried.state_t[n], end.state_t[0], **CLOSE)
+            torch.testing.assert_close(carried.conv[n], step.conv_in(rows)[-3:])
 
 
 def test_what_cannot_be_run_so_is_told():

@@ -70,16 +70,16 @@ def inner_wanted(taps, name) -> bool:
     return taps.wanted_below(f"{name}.", except_for=f"{name}.out")
 
 
-def run_fused(mixer, xz, conv_before=None, state=None, out=None):
+def run_fused(mixer, xz, conv_before=None, state=None, out=None, cu_seqlens=None):
     """(y * gate [B, L, E], last state [B, E, N]) from the input projection, with nothing in between named or kept.
 
     What came before may be given: the convolution's last inputs [B, K - 1, E] and the state [B, E, N]; and `out`, where
-    the first goes.
+    the first goes. With `cu_seqlens` the positions of all sequences are in one row, [R, ...] in place of [B, L, ...].
     """
-    u = causal_conv_silu_of(xz, 0, mixer.conv1d.weight[:, 0], conv_bias(mixer.conv1d), conv_before)
+    u = causal_conv_silu_of(xz, 0, mixer.conv1d.weight[:, 0], conv_bias(mixer.conv1d), conv_before, cu_seqlens)
     step, B, C = _projections(mixer, u)
     step = F.linear(step, mixer.dt_proj.weight)
-    return gated_scan(u, step, mixer.dt_proj.bias, -torch.exp(mixer.A_log), B, C, mixer.D, xz, state, out)
+    return gated_scan(u, step, mixer.dt_proj.bias, -torch.exp(mixer.A_log), B, C, mixer.D, xz, state, out, cu_seqlens)
 
 
 def _tapped(mixer, xz, taps, name):

@@ -70,16 +70,19 @@ def run_mixer(mixer, projected, taps, name, gate=lambda y, gate: y * gate, fused
     return gate(y, silu_z)
 
 
-def run_fused(mixer, projected, conv_before=None, state=None, out=None):
+def run_fused(mixer, projected, conv_before=None, state=None, out=None, cu_seqlens=None):
     """(y * gate [B, L, E], last state [B, H, P, N]) from the input projection, with nothing in between named or kept.
 
     What came before may be given: the convolution's last inputs [B, K - 1, E + 2GN] and the state [B, H, P, N]; and
-    `out`, where the first goes.
+    `out`, where the first goes. With `cu_seqlens` the positions of all sequences are in one row, [R, ...] in place of
+    [B, L, ...].
     """
     weight, bias = mixer.conv1d.weight[:, 0], conv_bias(mixer.conv1d)
-    mixed = causal_conv_silu_of(projected, mixer.intermediate_size, weight, bias, conv_before)
+    mixed = causal_conv_silu_of(projected, mixer.intermediate_size, weight, bias, conv_before, cu_seqlens)
     A, n_state = -torch.exp(mixer.A_log.float()), mixer.ssm_state_size
-    return gated_head_scan(mixed, projected, mixer.dt_bias, mixer.time_step_limit, A, mixer.D, n_state, state, out)
+    return gated_head_scan(
+        mixed, projected, mixer.dt_bias, mixer.time_step_limit, A, mixer.D, n_state, state, out, cu_seqlens
+    )
 
 
 def _tapped(mixer, projected, taps, name):
