@@ -216,12 +216,11 @@ class HeadStep(SingleStep):
 
 def _last(rows: torch.Tensor, cu_seqlens: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
     """The last K of each sequence [S, K, C], of rows [R, C] and, where they are fewer, of those `before` [S, K, C]."""
-    count = before.shape[1]
+    n_sequences, count = before.shape[:2]
     at = cu_seqlens[1:, None] + torch.arange(-count, 0)  # [S, K]
-    earlier = at - cu_seqlens[:-1, None]  # below 0: before the sequence's rows, -1 the last of them
-    found = before.gather(1, earlier.clamp(max=-1).add(count).to(before.device)[..., None].expand_as(before))
-    inside = earlier >= 0
-    found[inside] = rows[at[inside].to(rows.device)]
+    own = at - cu_seqlens[:-1, None]  # below 0: before the sequence's rows, -1 the last of them
+    found = before[torch.arange(n_sequences)[:, None], own.clamp(max=-1) + count]
+    found[own >= 0] = rows[at[own >= 0]]
     return found
 
 
