@@ -148,6 +148,17 @@ def test_without_logits_the_stream_is_the_same(family):
     )
 
 
+def test_a_run_to_the_last_position_has_the_logits_of_the_run_there(family):
+    model = tiny_model(family)
+    if family == "falcon_h1":
+        model.hf.model.lm_head_multiplier = model.hf.config.lm_head_multiplier = 0.5
+    edits = {"resid_post.0": lambda x: 2 * x, "final_norm": lambda x: x + 1}
+    whole, last = (run(tokens(), capture=["resid_mid.1"], edits=edits) for run in (model.run, model.run_to_last))
+    torch.testing.assert_close(last.logits, whole.logits[:, -1], rtol=1e-5, atol=1e-5)
+    assert list(last.captured) == ["resid_mid.1"]
+    assert torch.equal(last.captured["resid_mid.1"], whole.captured["resid_mid.1"])
+
+
 def test_the_unembedding_of_chosen_positions_is_the_runs(family):
     model = tiny_model(family)
     if family == "falcon_h1":

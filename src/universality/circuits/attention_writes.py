@@ -73,7 +73,7 @@ class AttentionWrites(HeadPaths):
                 return torch.cat([current[:, :-1], one[:, None]], 1)
 
             yield self._effect(
-                Component(site), None, "total", self.model.run(self.task.clean, edits={site: edit}).logits
+                Component(site), None, "total", self.model.run_to_last(self.task.clean, edits={site: edit}).logits
             ).values
 
     def _by_last_position(self, layer: int, z: torch.Tensor) -> torch.Tensor:

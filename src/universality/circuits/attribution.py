@@ -45,6 +45,7 @@ from universality.circuits.tasks.base import Task
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel
 from universality.models.taps import template
+from universality.runtime import progress
 
 WRITERS = ("attn.z", "mamba.out", "rwkv.out", "mlp.out")
 """Kinds of sites that write to the residual stream; an MLP comes last in its layer."""
@@ -117,7 +118,7 @@ def node_attribution(
     if method not in ("ends", "path"):
         raise StudyError(f"method: {method!r} is unknown; allowed: ends, path")
     found = components(model)
-    batches = task.batches(batch_size)
+    batches = progress(task.batches(batch_size), f"{task.name}, {corruption}: components attributed, batches")
     return Attribution(
         found, torch.cat([_scores(model, batch, corruption, metric, steps, method, found) for batch in batches])
     )
@@ -183,8 +184,8 @@ def along_path(
             leaf = torch.lerp(corrupted, clean, fraction).requires_grad_()
             # A state goes on through the tap only if it is edited; the kernel's own output does not depend on it.
             edits = {site: torch.clone for site in sites if "@" in site} | {"embed": lambda current, leaf=leaf: leaf}
-            run = model.run(task.clean, capture=sites, edits=edits)
-            value = measure(run.logits[:, -1], task)[:, METRICS.index(metric)].sum()
+            run = model.run_to_last(task.clean, capture=sites, edits=edits)
+            value = measure(run.logits, task)[:, METRICS.index(metric)].sum()
         yield value, run.captured
 
 

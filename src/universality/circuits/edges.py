@@ -36,6 +36,7 @@ from universality.circuits.component import LOGITS, Component
 from universality.circuits.tasks.base import Task
 from universality.models.language_model import LanguageModel
 from universality.models.taps import Edit
+from universality.runtime import progress
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def edge_attribution(
     """
     check(task, corruption, metric, DIFFERENTIABLE, steps)
     graph = graph_of(model)
-    parts = [_scores(model, graph, batch, corruption, metric, steps) for batch in task.batches(batch_size)]
+    batches = progress(task.batches(batch_size), f"{task.name}, {corruption}: edges attributed, batches")
+    parts = [_scores(model, graph, batch, corruption, metric, steps) for batch in batches]
     return EdgeAttribution(graph, torch.cat(parts))
 
 
@@ -210,7 +212,7 @@ class EdgePatching:
         """Logits [S, V] at the last position, all edges cut but those of `keep` [U, R]."""
         tokens = self.task.clean.repeat(1 + max(self.copy_of), 1)
         run = _CutRun(self, keep.bool())
-        return self.model.run(tokens, edits=run.edits()).logits[: len(self.task.clean), -1]
+        return self.model.run_to_last(tokens, edits=run.edits()).logits[: len(self.task.clean)]
 
 
 class _CutRun:
@@ -230,13 +232,15 @@ class _CutRun:
 
     def _set_inputs(self, place: str, value: torch.Tensor) -> torch.Tensor:
         copies = value.unflatten(0, (-1, self.change.shape[1])).clone()
-        stream = copies[0].clone()
-        for r in (r for r, at in enumerate(self.graph.places) if at == place):
-            cut = ~self.keep[: self.graph.before[r], r]
-            if place == "resid_pre.0":
-                copies[self.copy_of[r]] = self.corrupted[place] if cut[0] else stream
-            else:
-                copies[self.copy_of[r]] = stream + self.change[: self.graph.before[r]][cut].sum(0)
+        readers = [r for r, at in enumerate(self.graph.places) if at == place]
+        stream, into = copies[0].clone(), [self.copy_of[r] for r in readers]
+        if place == "resid_pre.0":
+            cut = ~self.keep[0, readers].to(stream.device)
+            copies[into] = torch.where(cut[:, None, None, None], self.corrupted[place], stream)
+        else:
+            before = self.graph.before[readers[0]]  # a place is read after the same writers
+            cut = (~self.keep[:before, readers]).to(stream)
+            copies[into] = stream + torch.tensordot(cut.T, self.change[:before], 1)
         return copies.flatten(0, 1)
 
     def _pass_on(self, site: str, value: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ def whole_runs(model: LanguageModel, task: Task, settings: Measuring) -> dict[st
     with torch.inference_mode():
         for batch in task.batches(settings.batch_size):
             for name, prompts in {"clean": batch.clean, **batch.corrupted}.items():
-                found[name].append(measure(model.run(prompts).logits[:, -1], batch))
+                found[name].append(measure(model.run_to_last(prompts).logits, batch))
     return {name: joined(parts) for name, parts in found.items()}
 
 

@@ -17,10 +17,10 @@ the last position itself tells the logits: nothing where prompts end alike. Scor
 agree better than those of others: rank on one half and run the other.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import chain, groupby, pairwise
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from universality.circuits.tasks.base import Task
 from universality.errors import StudyError
 from universality.models.language_model import LanguageModel
 from universality.models.taps import Edit
+from universality.runtime import progress
+
+Item = TypeVar("Item")
 
 
 class Curve(NamedTuple):
@@ -75,9 +78,9 @@ def node_curve(
 
     def runner(batch: Task) -> Callable[[torch.Tensor], torch.Tensor]:
         corrupted = model.run(batch.corrupted[corruption], capture=sites, logits=False).captured
-        return lambda keep: model.run(batch.clean, edits=_cut(nodes, keep, corrupted)).logits[:, -1]
+        return lambda keep: model.run_to_last(batch.clean, edits=_cut(nodes, keep, corrupted)).logits
 
-    return _curve(model, task, corruption, tuple(sizes), circuits, metric, batch_size, runner)
+    return _curve(model, task, corruption, tuple(sizes), circuits, metric, batch_size, runner, "components")
 
 
 def edge_curve(
@@ -99,7 +102,7 @@ def edge_curve(
     def runner(batch: Task) -> Callable[[torch.Tensor], torch.Tensor]:
         return EdgePatching(model, graph, batch, corruption).logits
 
-    return _curve(model, task, corruption, tuple(sizes), circuits, metric, batch_size, runner)
+    return _curve(model, task, corruption, tuple(sizes), circuits, metric, batch_size, runner, "edges")
 
 
 def _circuits(scores: torch.Tensor, exists: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
@@ -122,19 +125,29 @@ def _curve(
     metric: str,
     batch_size: int,
     runner: Callable[[Task], Callable[[torch.Tensor], torch.Tensor]],
+    what: str,
 ) -> Curve:
     """`runner`: batch -> (what to keep -> logits [S, V])."""
     check(task, corruption, metric, METRICS)
     parts = []
     with torch.inference_mode():
-        for batch in task.batches(batch_size):
+        for batch, kept in _progress(
+            task.batches(batch_size), circuits, f"{task.name}, {corruption}: circuits of {what}"
+        ):
             run = runner(batch)
-            whole = [model.run(prompts).logits[:, -1] for prompts in (batch.clean, batch.corrupted[corruption])]
-            logits = [*whole, *map(run, circuits)]
+            whole = [model.run_to_last(prompts).logits for prompts in (batch.clean, batch.corrupted[corruption])]
+            logits = [*whole, *map(run, kept)]
             parts.append(torch.stack([measure(x, batch)[:, METRICS.index(metric)] for x in logits], 1))
     values = torch.cat(parts).double().cpu().numpy()
     circuit, without = np.split(values[:, 2:], 2, axis=1)
     return Curve(sizes, circuit, without, values[:, 0], values[:, 1])
+
+
+def _progress(batches: list[Task], runs: list[Item], what: str) -> Iterator[tuple[Task, Iterator[Item]]]:
+    """Every batch with its runs, which count as they are taken."""
+    pairs = progress([(n, run) for n in range(len(batches)) for run in runs], f"{what}, runs")
+    for n, group in groupby(pairs, key=lambda pair: pair[0]):
+        yield batches[n], (run for _, run in group)
 
 
 def _largest(scores: torch.Tensor, exists: torch.Tensor, size: int) -> torch.Tensor:
@@ -175,13 +188,15 @@ def patched_effects(
     check(task, corruption, metric, METRICS)
     parts = []
     with torch.inference_mode():
-        for batch in task.batches(batch_size):
+        for batch, patched in _progress(
+            task.batches(batch_size), nodes, f"{task.name}, {corruption}: components patched"
+        ):
             sites = list(dict.fromkeys(node.site for node in nodes))
             corrupted = model.run(batch.corrupted[corruption], capture=sites, logits=False).captured
-            edits: list[dict[str, Edit]] = [{node.site: replace(node, corrupted[node.site])} for node in nodes]
-            logits = [model.run(batch.clean, edits=edit).logits[:, -1] for edit in [{}, *edits]]
-            values = torch.stack([measure(x, batch)[:, METRICS.index(metric)] for x in logits], 1)
-            parts.append(values[:, 1:] - values[:, :1])
+            edits = ({node.site: replace(node, corrupted[node.site])} for node in patched)
+            clean, *logits = (model.run_to_last(batch.clean, edits=edit).logits for edit in chain([{}], edits))
+            before, *values = (measure(x, batch)[:, METRICS.index(metric)] for x in (clean, *logits))
+            parts.append(torch.stack(values, 1) - before[:, None])
     return torch.cat(parts).cpu()
 
 

@@ -55,10 +55,10 @@ def over_batches(
 
 def whole_runs(model: LanguageModel, corruptions: Sequence[str], batch: Task) -> Iterator[tuple[str, torch.Tensor]]:
     """ "top1" of the clean prompts, and by how much each corruption changes the metric."""
-    clean = measure(model.run(batch.clean).logits[:, -1], batch)
+    clean = measure(model.run_to_last(batch.clean).logits, batch)
     yield "top1", clean[:, METRICS.index("top1")]
     for name in corruptions:
-        yield name, (measure(model.run(batch.corrupted[name]).logits[:, -1], batch) - clean)[:, _METRIC]
+        yield name, (measure(model.run_to_last(batch.corrupted[name]).logits, batch) - clean)[:, _METRIC]
 
 
 def carried(model: LanguageModel, corruption: str, batch: Task) -> Iterator[tuple[Component, torch.Tensor]]:
@@ -119,7 +119,7 @@ class _Paths(HeadPaths):
     """Patched runs of one batch."""
 
     def effect(self, edits: dict[str, Edit]) -> torch.Tensor:
-        logits = self.model.run(self.task.clean, edits=edits).logits[:, -1]
+        logits = self.model.run_to_last(self.task.clean, edits=edits).logits
         return (measure(logits, self.task) - self.clean_metrics)[:, _METRIC]
 
 

@@ -144,7 +144,7 @@ class MixingCuts:
     def _metrics(self, edits: dict[str, Edit]) -> torch.Tensor:
         with torch.inference_mode():
             batches = self.task.batches(self.batch_size)
-            parts = [measure(self.model.run(batch.clean, edits=edits).logits[:, -1], batch) for batch in batches]
+            parts = [measure(self.model.run_to_last(batch.clean, edits=edits).logits, batch) for batch in batches]
         return torch.cat(parts).cpu()
 
 

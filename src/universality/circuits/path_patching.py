@@ -210,7 +210,9 @@ class PatchingBatch:
                 edits: dict[str, Edit] = {sender.site: replace(sender, self.corrupted[sender.site], at)}
                 for path in paths:
                     chosen = edits if path == "total" else self._sender_alone(sender, at)
-                    yield self._effect(sender, None, path, self.model.run(self.task.clean, edits=chosen).logits, place)
+                    yield self._effect(
+                        sender, None, path, self.model.run_to_last(self.task.clean, edits=chosen).logits, place
+                    )
 
     def places(self, positions: Places) -> list[tuple[str | None, torch.Tensor | None]]:
         """Name and positions [S] of each place; None, None where there is no choice of positions."""
@@ -230,9 +232,11 @@ class PatchingBatch:
             if sender.layer >= receiver.layer:
                 continue
             sites = [entry.site for entry in entries]
-            seen = self.model.run(self.task.clean, capture=sites, edits=self._sender_alone(sender)).captured
+            seen = self.model.run(
+                self.task.clean, capture=sites, edits=self._sender_alone(sender), logits=False
+            ).captured
             for name, chosen in choices.items():
-                run = self.model.run(self.task.clean, edits={e.site: replace(e, seen[e.site]) for e in chosen})
+                run = self.model.run_to_last(self.task.clean, edits={e.site: replace(e, seen[e.site]) for e in chosen})
                 yield self._effect(sender, receiver, "direct", run.logits, input=name)
 
     def input_choices(self, receiver: Component, inputs: Sequence[str] | None) -> dict[str | None, list[Component]]:
@@ -266,5 +270,5 @@ class PatchingBatch:
         position: str | None = None,
         input: str | None = None,
     ) -> Effect:
-        values = measure(logits[:, -1], self.task) - self.clean_metrics
+        values = measure(logits, self.task) - self.clean_metrics
         return Effect(sender, receiver, path, values, position, input)

@@ -1,7 +1,7 @@
 """One interface to language models of every family: named sites that a run can read and edit."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -161,10 +161,21 @@ class LanguageModel:
             raise StudyError(f"site {site!r}: edits and single positions need padding on the right, not on the left")
         return first
 
+    def run_to_last(
+        self, tokens: torch.Tensor, capture: Collection[str] = (), edits: Mapping[str, Edit] | None = None
+    ) -> Run:
+        """As `run`, with logits [B, V] of the last position alone: the unembedding of the others is not computed."""
+        logits, captured = self.run(tokens, {*capture, "final_norm"}, edits, logits=False)
+        logits = self._logits(captured["final_norm"][:, -1])
+        return Run(logits, {site: value for site, value in captured.items() if site in capture})
+
     def unembed(self, resid: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] of the residual stream after the last block [..., D], at whatever positions are given."""
-        normed = self._stack.get_submodule(self.family.final_norm)(resid)
-        logits = project_packed(self.hf.get_output_embeddings(), normed).float()
+        return self._logits(self._stack.get_submodule(self.family.final_norm)(resid))
+
+    def _logits(self, normed: torch.Tensor) -> torch.Tensor:
+        logits = project_packed(self.hf.get_output_embeddings(), normed)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         scale = self.family.logit_scale(self.hf.config)
         return logits if scale == 1 else logits * scale  # a copy of the logits is not for nothing
 
