@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+from transformers import MambaConfig, MambaForCausalLM
 
 from tests.conftest import LENGTH, tiny_model
 from universality.errors import StudyError
 from universality.models.language_model import FAMILIES, LanguageModel
 from universality.models.loading import load_model, open_model
 from universality.models.settings import STATE_SPACE_FAMILIES
+from universality.runtime import log
 
 
 def tokens(n=3, length=LENGTH, seed=0):
@@ -287,6 +289,33 @@ def test_a_family_whose_forward_is_wrong_is_caught_at_load(family, site, message
     monkeypatch.setitem(FAMILIES, family, FAMILIES[family]._replace(forward=wrong))
     with pytest.raises(StudyError, match=f"here: {family}: {message}"):
         open_model(plain.requires_grad_(False), "here")
+
+
+def amplifying() -> MambaForCausalLM:
+    """Deep, with large random weights: rounding moves its logits by a thousandth and more."""
+    torch.manual_seed(0)
+    config = MambaConfig(
+        vocab_size=100, hidden_size=64, num_hidden_layers=24, initializer_range=0.3, time_step_rank=4, use_cache=False
+    )
+    return MambaForCausalLM(config).eval().requires_grad_(False)
+
+
+def test_a_model_that_amplifies_rounding_is_held_to_float64(monkeypatch, caplog):
+    hf = amplifying()
+    long = torch.arange(70)[None]
+    theirs = copy.deepcopy(hf)(long).logits
+    monkeypatch.setattr(log, "propagate", True)
+    with caplog.at_level("INFO"):
+        model = open_model(hf, "here")
+    assert "here: mamba: rounding moves its logits by" in caplog.text
+    assert not torch.allclose(model.run(long).logits, theirs, rtol=1e-3, atol=1e-4)  # or nothing was tested
+
+
+def test_a_model_that_amplifies_rounding_may_not_be_another(monkeypatch):
+    forward = FAMILIES["mamba"].forward
+    monkeypatch.setitem(FAMILIES, "mamba", FAMILIES["mamba"]._replace(forward=lambda *given: 1.01 * forward(*given)))
+    with pytest.raises(StudyError, match=r"here: mamba: logits differ from transformers' by up to .* rounding moves"):
+        open_model(amplifying(), "here")
 
 
 def test_an_unknown_site_is_named(family):
