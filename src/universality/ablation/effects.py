@@ -116,7 +116,7 @@ def measure_task(model: LanguageModel, task: Task, ablation: Ablation, end_of_te
     """METRICS of each clean prompt [S, METRICS], float64."""
     found = []
     for batch in task.batches(batch_size):
-        logits = model.run(batch.clean, edits=ablation(batch.clean != end_of_text)).logits[:, -1]
+        logits = model.run_to_last(batch.clean, edits=ablation(batch.clean != end_of_text)).logits
         found.append(measure(logits, batch).double().cpu())
     return torch.cat(found).numpy()
 

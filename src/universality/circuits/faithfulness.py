@@ -131,23 +131,27 @@ def _curve(
     check(task, corruption, metric, METRICS)
     parts = []
     with torch.inference_mode():
-        for batch, kept in _progress(
+        for batch, kept in _with_runs(
             task.batches(batch_size), circuits, f"{task.name}, {corruption}: circuits of {what}"
         ):
             run = runner(batch)
-            whole = [model.run_to_last(prompts).logits for prompts in (batch.clean, batch.corrupted[corruption])]
-            logits = [*whole, *map(run, kept)]
-            parts.append(torch.stack([measure(x, batch)[:, METRICS.index(metric)] for x in logits], 1))
+            whole = (model.run_to_last(prompts).logits for prompts in (batch.clean, batch.corrupted[corruption]))
+            parts.append(_metric(chain(whole, map(run, kept)), batch, metric))
     values = torch.cat(parts).double().cpu().numpy()
     circuit, without = np.split(values[:, 2:], 2, axis=1)
     return Curve(sizes, circuit, without, values[:, 0], values[:, 1])
 
 
-def _progress(batches: list[Task], runs: list[Item], what: str) -> Iterator[tuple[Task, Iterator[Item]]]:
+def _with_runs(batches: list[Task], runs: list[Item], what: str) -> Iterator[tuple[Task, Iterator[Item]]]:
     """Every batch with its runs, which count as they are taken."""
     pairs = progress([(n, run) for n in range(len(batches)) for run in runs], f"{what}, runs")
     for n, group in groupby(pairs, key=lambda pair: pair[0]):
         yield batches[n], (run for _, run in group)
+
+
+def _metric(logits: Iterable[torch.Tensor], batch: Task, metric: str) -> torch.Tensor:
+    """Of each run [S, runs]; no more than one run's logits are held."""
+    return torch.stack([measure(one, batch)[:, METRICS.index(metric)] for one in logits], 1)
 
 
 def _largest(scores: torch.Tensor, exists: torch.Tensor, size: int) -> torch.Tensor:
@@ -188,15 +192,15 @@ def patched_effects(
     check(task, corruption, metric, METRICS)
     parts = []
     with torch.inference_mode():
-        for batch, patched in _progress(
+        for batch, patched in _with_runs(
             task.batches(batch_size), nodes, f"{task.name}, {corruption}: components patched"
         ):
             sites = list(dict.fromkeys(node.site for node in nodes))
             corrupted = model.run(batch.corrupted[corruption], capture=sites, logits=False).captured
             edits = ({node.site: replace(node, corrupted[node.site])} for node in patched)
-            clean, *logits = (model.run_to_last(batch.clean, edits=edit).logits for edit in chain([{}], edits))
-            before, *values = (measure(x, batch)[:, METRICS.index(metric)] for x in (clean, *logits))
-            parts.append(torch.stack(values, 1) - before[:, None])
+            logits = (model.run_to_last(batch.clean, edits=edit).logits for edit in chain([{}], edits))
+            values = _metric(logits, batch, metric)
+            parts.append(values[:, 1:] - values[:, :1])
     return torch.cat(parts).cpu()
 
 

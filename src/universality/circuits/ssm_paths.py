@@ -123,10 +123,10 @@ class PlainSsmPatching(SsmPaths):
         super().__init__(model, task, corruption, place)
         self.frozen_sites = mixing_sites(model)
         inner = [f"mamba.{layer}.{kind}" for layer in self.layers for kind in (*KINDS, "ssm_in")]
-        clean = model.run(task.clean, capture={*inner, *self.frozen_sites})
+        clean = model.run_to_last(task.clean, capture={*inner, *self.frozen_sites})
         self.clean = clean.captured
-        self.clean_metrics = measure(clean.logits[:, -1], task)
-        self.corrupted = model.run(self.corrupted_tokens, capture=inner).captured
+        self.clean_metrics = measure(clean.logits, task)
+        self.corrupted = model.run(self.corrupted_tokens, capture=inner, logits=False).captured
 
     def to_logits(
         self, kinds: Iterable[str] = KINDS, where: Where = "all", paths: Collection[str] = PATHS
@@ -201,4 +201,4 @@ class PlainSsmPatching(SsmPaths):
         return {site: replace(Component(site), self.clean[site]) for site in sites}
 
     def _effect(self, edits: Mapping[str, Edit]) -> torch.Tensor:
-        return measure(self.model.run(self.task.clean, edits=edits).logits[:, -1], self.task) - self.clean_metrics
+        return measure(self.model.run_to_last(self.task.clean, edits=edits).logits, self.task) - self.clean_metrics

@@ -46,6 +46,9 @@ def row_starts(shape: Sequence[int], cu_seqlens: torch.Tensor | None) -> np.ndar
     Of values of `shape` [B, L, ...], or [R, ...] with sequences of any lengths, 0 among them, one after the other at
     `cu_seqlens` (as flash-attn has it). Raises ValueError for others than those, which kernels would read beyond.
     """
+    axes = 3 if cu_seqlens is None else 2
+    if len(shape) != axes:
+        raise ValueError(f"values of shape {tuple(shape)}: must have {axes} axes, 2 with cu_seqlens and 3 without")
     if cu_seqlens is None:
         return np.arange(shape[0] + 1) * shape[1]
     starts = cu_seqlens.numpy().astype(np.int64)

@@ -34,8 +34,8 @@ def conv_taps(x, weight):
 
 
 @njit(parallel=True, fastmath=FASTMATH, error_model="numpy")
-def _forward(x, starts, start, before, weight_t, bias, out, activate):
-    """Channels of x [R, C] from `start` on -> out [R, E], through SiLU if `activate`.
+def _forward(x, starts, first_channel, before, weight_t, bias, out, activate):
+    """Channels of x [R, C] from `first_channel` on -> out [R, E], through SiLU if `activate`.
 
     starts [B + 1]: which rows begin a sequence, and R. before [B, K - 1, E] (or empty: zeros) is what these channels
     were just before.
@@ -61,7 +61,10 @@ def _forward(x, starts, start, before, weight_t, bias, out, activate):
                         for e in range(width):
                             total[e] += weight_row[e] * before_row[e]
                 for k in range(max(0, taps - 1 - t), taps):
-                    weight_row, x_row = weight_t[k, e0:e1], x[row + t - (taps - 1) + k, start + e0 : start + e1]
+                    weight_row, x_row = (
+                        weight_t[k, e0:e1],
+                        x[row + t - (taps - 1) + k, first_channel + e0 : first_channel + e1],
+                    )
                     for e in range(width):
                         total[e] += weight_row[e] * load(x_row[e])
                 out_row = out[row + t, e0:e1]
@@ -123,8 +126,8 @@ def causal_conv_silu(x, weight, bias):
     return causal_conv_silu_of(x, 0, weight, bias).to(x.dtype)
 
 
-def causal_conv_silu_of(x, start, weight, bias, before=None, cu_seqlens=None):
-    """Of the channels of x [B, L, C] from `start` on, without gradients: [B, L, E] in float32.
+def causal_conv_silu_of(x, first_channel, weight, bias, before=None, cu_seqlens=None):
+    """Of the channels of x [B, L, C] from `first_channel` on, without gradients: [B, L, E] in float32.
 
     `before` [B, K - 1, E], float32, is what these channels were just before (None: zeros). With `cu_seqlens` x is
     [R, C], see `row_starts`. Raises ValueError for another shape, which the kernel would read beyond.
@@ -136,7 +139,7 @@ def causal_conv_silu_of(x, start, weight, bias, before=None, cu_seqlens=None):
     out = np.empty((*x.shape[:-1], weight.shape[0]), dtype=np.float32)
     given = _NOTHING_BEFORE if before is None else as_array(before)
     rows = as_rows(as_kernel_array(x))
-    _forward(rows, starts, start, given, as_array(weight.T), as_array(bias), as_rows(out), True)
+    _forward(rows, starts, first_channel, given, as_array(weight.T), as_array(bias), as_rows(out), True)
     return torch.from_numpy(out)
 
 

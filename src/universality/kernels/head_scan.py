@@ -172,7 +172,8 @@ def gated_head_scan(
     [R, ...] in place of [B, L, ...]: see `row_starts`.
     """
     inner = projected.shape[-1] - mixed.shape[-1] - A.shape[0]
-    if inner % A.shape[0] or (mixed.shape[-1] - inner) % (2 * n_state) or A.shape != D.shape:
+    fit = mixed.shape[:-1] == projected.shape[:-1]
+    if not fit or inner % A.shape[0] or (mixed.shape[-1] - inner) % (2 * n_state) or A.shape != D.shape:
         raise ValueError(f"{tuple(mixed.shape)} and {tuple(projected.shape)} do not fit {len(A)} heads and N={n_state}")
     starts, y = row_starts(mixed.shape, cu_seqlens), output_array((*mixed.shape[:-1], inner), out)
     state = np.zeros((len(starts) - 1, len(A), n_state, inner // len(A)), dtype=np.float32)

@@ -287,6 +287,8 @@ def gated_scan(u, step, step_bias, A, B, C, D, xz, initial_state=None, out=None,
     bfloat16 or float32. The first is written to `out`, contiguous float32, where that is given. With `cu_seqlens` the
     positions of all sequences are in one row, [R, ...] in place of [B, L, ...]: see `row_starts`.
     """
+    if xz.shape != (*u.shape[:-1], 2 * u.shape[-1]):
+        raise ValueError(f"xz has shape {tuple(xz.shape)}, which does not fit u of {tuple(u.shape)}")
     u_np, step_np, A_t, B_np, C_np, D_np = _arrays(u, step, A, B, C, D)
     starts, y = row_starts(u.shape, cu_seqlens), output_array(u.shape, out)
     state = _initial(initial_state, len(starts) - 1, A)

@@ -27,7 +27,7 @@ FAMILIES: dict[str, Family] = {f.name: f for f in (GPT_NEOX, GPT2, LLAMA, MAMBA,
 
 
 class Run(NamedTuple):
-    """`logits` [B, L, V], None if not asked for; `captured`: site -> value."""
+    """`logits` [B, L, V], of `run_to_last` [B, V], None if not asked for; `captured`: site -> value."""
 
     logits: torch.Tensor
     captured: dict[str, torch.Tensor]
@@ -164,7 +164,8 @@ class LanguageModel:
     def run_to_last(
         self, tokens: torch.Tensor, capture: Collection[str] = (), edits: Mapping[str, Edit] | None = None
     ) -> Run:
-        """As `run`, with logits [B, V] of the last position alone: the unembedding of the others is not computed."""
+        """As `run` of tokens without padding, with logits [B, V] of the last position alone, at least float32: the
+        unembedding of the others is not computed."""
         logits, captured = self.run(tokens, {*capture, "final_norm"}, edits, logits=False)
         logits = self._logits(captured["final_norm"][:, -1])
         return Run(logits, {site: value for site, value in captured.items() if site in capture})

@@ -85,7 +85,7 @@ def last_positions(
     return both.part(slice(0, len(clean))), both.part(slice(len(clean), None))
 
 
-class _Packed(NamedTuple):
+class _Rows(NamedTuple):
     """All positions but the last of clean and corrupted sequences in one row: of each what both share, then what each
     has of its own, the clean ones before the corrupted."""
 
@@ -107,15 +107,15 @@ class _Packed(NamedTuple):
 def _run(steps: list[SingleStep], embed, clean: torch.Tensor, corrupted: torch.Tensor) -> LastPositions:
     """Of both runs, 2S: the clean ones before the corrupted."""
     both, n_last = LastPositions(steps), 2 * len(clean)
-    packed = _pack(clean[:, :-1], corrupted[:, :-1])
-    tokens = torch.cat([packed.tokens, clean[:, -1], corrupted[:, -1]])
+    rows = _rows(clean[:, :-1], corrupted[:, :-1])
+    tokens = torch.cat([rows.tokens, clean[:, -1], corrupted[:, -1]])
     distinct, place = tokens.unique(return_inverse=True)
     hidden = embed(tokens)
     gated = hidden.new_empty(len(tokens), steps[0].mixer.intermediate_size, dtype=torch.float32)
     for step in steps:
         # What the first block takes in depends on the token alone.
         projected = step.projected(embed(distinct))[place] if step is steps[0] else step.projected(hidden)
-        carried = packed.through(step, projected[:-n_last], gated[:-n_last])
+        carried = rows.through(step, projected[:-n_last], gated[:-n_last])
         last = hidden[-n_last:].clone()  # a view would keep all positions of every layer in memory
         gated[-n_last:] = both.add(last, projected[-n_last:], carried)
         if step is steps[-1]:  # of the last layer only the last position is wanted
@@ -125,7 +125,7 @@ def _run(steps: list[SingleStep], embed, clean: torch.Tensor, corrupted: torch.T
     return both
 
 
-def _pack(clean: torch.Tensor, corrupted: torch.Tensor) -> _Packed:
+def _rows(clean: torch.Tensor, corrupted: torch.Tensor) -> _Rows:
     """Of tokens [S, L]."""
     length = clean.shape[1]
     differs = clean != corrupted
@@ -133,4 +133,4 @@ def _pack(clean: torch.Tensor, corrupted: torch.Tensor) -> _Packed:
     shared = torch.arange(length, device=clean.device) < parts_at[:, None]
     tokens = torch.cat([clean[shared], clean[~shared], corrupted[~shared]])
     ends = (F.pad(counts.cumsum(0), (1, 0)).cpu() for counts in (parts_at, (length - parts_at).repeat(2)))
-    return _Packed(tokens, *ends)
+    return _Rows(tokens, *ends)

@@ -28,7 +28,7 @@ def prompts(length: int, parts_at: list[int]) -> tuple[torch.Tensor, torch.Tenso
     return clean, corrupted
 
 
-@pytest.mark.parametrize("length", [2, 3, 9, LENGTH, 21])  # around the convolution's
+@pytest.mark.parametrize("length", [2, 3, 9, LENGTH, 21])  # fewer and more than the convolution looks back
 def test_everything_at_the_last_position_is_what_the_model_has(model, length):
     """Runs that part at the first token, at equal places, at the last one, and never."""
     pair = prompts(length, [min(at, length) for at in (0, 5, length - 1, 1, 5, length, 2, 9, 17)])
@@ -45,6 +45,14 @@ def test_everything_at_the_last_position_is_what_the_model_has(model, length):
                 read = found.steps[layer].output(inputs, found.before[layer])
                 torch.testing.assert_close(read, found.y[layer], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(model.unembed(found.final), run.logits[:, -1], **CLOSE)
+
+
+@pytest.mark.parametrize("parts_at", [0, LENGTH], ids=["nothing shared", "all shared"])
+def test_prompts_may_share_nothing_or_all(model, parts_at):
+    pair = prompts(LENGTH, [parts_at] * 3)
+    with torch.inference_mode():
+        for tokens, found in zip(pair, last_positions(model, *pair), strict=True):
+            torch.testing.assert_close(model.unembed(found.final), model.run(tokens).logits[:, -1], **CLOSE)
 
 
 def test_kernels_and_the_plain_form_hand_over_the_same(model):

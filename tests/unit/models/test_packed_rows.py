@@ -49,6 +49,20 @@ def test_head_scan():
         torch.testing.assert_close(last[n], end[0], rtol=0, atol=0)
 
 
+def test_shapes_that_do_not_fit_are_refused():
+    weight, bias, A, D = torch.randn(4, 4), torch.randn(4), -torch.rand(4, 2), torch.randn(4)
+    with pytest.raises(ValueError, match=r"values of shape \(114, 4\): must have 3 axes"):
+        causal_conv_silu_of(torch.randn(ROWS, 4), 0, weight, bias)
+    with pytest.raises(ValueError, match=r"values of shape \(2, 57, 4\): must have 2 axes"):
+        causal_conv_silu_of(torch.randn(2, 57, 4), 0, weight, bias, None, STARTS)
+    u, B = torch.randn(ROWS, 4), torch.randn(ROWS, 2)
+    with pytest.raises(ValueError, match=r"xz has shape \(113, 8\), which does not fit u of \(114, 4\)"):
+        gated_scan(u, u, bias, A, B, B, D, torch.randn(ROWS - 1, 8), None, None, STARTS)
+    given = bias[:2], (0.0, 1.0), A[:2, 0], D[:2], 3
+    with pytest.raises(ValueError, match="do not fit 2 heads and N=3"):
+        gated_head_scan(torch.randn(ROWS, 10), torch.randn(ROWS - 1, 16), *given, None, None, STARTS)
+
+
 @pytest.mark.parametrize("starts", [[], [0, 9, 3, 114], [1, 114], [0, 113]])
 def test_starts_that_are_not_those_of_the_rows_are_refused(starts):
     x, weight, bias = torch.randn(ROWS, 4), torch.randn(4, 4), torch.randn(4)
