@@ -7,7 +7,8 @@
 
 Weights are random at the real sizes; a batch of the induction task, B replaced. States: the published loop, with
 mamba-lens on a CPU, runs clean and corrupted tokens, then the whole model once for each layer. Any way to these effects
-needs a clean and a corrupted pass, the bound that ours is set against as well. Heads: path_patching_heads.py. Prints
+needs a clean and a corrupted pass; ours is set against two of the model as well, by torch's products, where its own are
+oneDNN's. Heads: path_patching_heads.py. Prints
 medians, by how much the effects of the two differ and, last, ratio=<median of theirs over ours>.
 """
 
